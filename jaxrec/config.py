@@ -1,0 +1,178 @@
+"""Configs: frozen dataclasses that can be overridden by path, saved as JSON and read back.
+
+A config is data with types: overrides are checked against them, and a misspelt field is an error
+that names the closest one. Saved configs carry the import path of each dataclass.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from jaxrec.typing import UserError
+
+
+def to_dict(config: Any) -> Any:
+    """Returns a JSON-ready form of a config; each dataclass says what it is under `type`."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        kind = type(config)
+        fields = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": f"{kind.__module__}.{kind.__qualname__}", **fields}
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def from_dict(tree: Any) -> Any:
+    """Inverse of `to_dict`; lists become tuples.
+
+    Raises:
+      UserError: when a type cannot be found or does not have a saved field.
+    """
+    if isinstance(tree, list):
+        return tuple(from_dict(value) for value in tree)
+    if not isinstance(tree, dict):
+        return tree
+    values = {key: from_dict(value) for key, value in tree.items() if key != "type"}
+    if "type" not in tree:
+        return values
+    module, _, name = str(tree["type"]).rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise UserError(
+            f"the saved config names {tree['type']!r}, which is not installed here."
+        ) from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"the saved config names {tree['type']!r}, which is not a config class.")
+    for key in values:
+        _field(kind, key, key)
+    return kind(**values)
+
+
+def save(config: Any, path: str | Path) -> None:
+    """Writes a config as JSON."""
+    Path(path).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load(path: str | Path) -> Any:
+    """Reads what `save` wrote. Raises UserError when the file is absent or damaged."""
+    try:
+        return from_dict(json.loads(Path(path).read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist. A workdir is made by scripts/train.py --workdir=DIR."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}).") from None
+
+
+def override[T](config: T, path: str, text: str) -> T:
+    """Returns the config with the field at a dotted path set from text.
+
+    Args:
+      config: a frozen dataclass, with dataclasses inside.
+      path: such as "optimizer.learning_rate".
+      text: the value as typed on a command line: 1e-3, true, none, 10,20 or a word.
+
+    Raises:
+      UserError: for a field that does not exist (the closest one is named) or a value that does
+        not have the field's type.
+    """
+    return _override(config, path.split("."), text, path)
+
+
+def _override(config: Any, keys: list[str], text: str, path: str) -> Any:
+    if not dataclasses.is_dataclass(config):
+        raise UserError(
+            f"config.{path}: nothing lies below {path.rsplit('.' + keys[0], 1)[0]!r}, "
+            f"which is the value {config!r}."
+        )
+    hint = _field(type(config), keys[0], path)
+    current = getattr(config, keys[0])
+    if len(keys) > 1:
+        value = _override(current, keys[1:], text, path)
+    elif dataclasses.is_dataclass(current):
+        names = ", ".join(f.name for f in dataclasses.fields(current))
+        raise UserError(f"config.{path} is a group; set one of its fields: {names}.")
+    else:
+        value = _parse(text, hint, path)
+    try:
+        return dataclasses.replace(config, **{keys[0]: value})  # type: ignore[type-var]
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"config.{path}={text}: {error}") from None
+
+
+def _field(kind: Any, name: str, path: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    if name in names:
+        return hints[name]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    raise UserError(
+        f"config.{path}: {kind.__module__}.{kind.__qualname__} has no field {name!r}. "
+        f"Did you mean {close[0]!r}? It has: {', '.join(names)}."
+        if close
+        else f"config.{path}: {kind.__module__}.{kind.__qualname__} has no fields."
+    )
+
+
+def _parse(text: str, hint: Any, path: str) -> Any:
+    lowered = text.strip().lower()
+    value: Any
+    if lowered in ("true", "false"):
+        value = lowered == "true"
+    elif lowered in ("none", "null"):
+        value = None
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+    fitted = _fit(value, hint)
+    if fitted is _MISFIT:
+        fitted = _fit(text, hint)
+    if fitted is _MISFIT:
+        raise UserError(f"config.{path} wants {_spell(hint)}; got {text!r}.")
+    return fitted
+
+
+_MISFIT = object()
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        fits = (_fit(value, arg) for arg in args)
+        return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
+    if origin is typing.Literal:
+        return value if value in args else _MISFIT
+    if origin is tuple:
+        values = tuple(value) if isinstance(value, list | tuple) else (value,)
+        kinds = args if len(args) == len(values) and Ellipsis not in args else args[:1] * len(values)
+        fits = tuple(_fit(v, kind) for v, kind in zip(values, kinds, strict=True))
+        return _MISFIT if _MISFIT in fits else fits
+    if hint in (None, type(None)):
+        return None if value is None else _MISFIT
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (bool, int, float, str, dict) or origin is dict:
+        return value if type(value) is (origin or hint) else _MISFIT
+    return _MISFIT
+
+
+def _spell(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) else str(hint)

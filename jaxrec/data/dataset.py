@@ -1,0 +1,187 @@
+"""A prepared data set: arrays that stay on disk until they are touched, with their vocabularies.
+
+A dataset directory holds
+  manifest.json        counts, column roles, split, fingerprints, source checksums, what was dropped
+  users.npy            (num_events,) int32 user index of each event, ascending
+  items.npy            (num_events,) int32 item index, in time order inside a user
+  times.npy            (num_events,) int64, UTC nanoseconds or the log's own counter
+  labels.npy           (num_events,) float32, only when the log has labels
+  split.npy            (num_events,) uint8: TRAIN, VALID or TEST
+  user_vocabulary.parquet, item_vocabulary.parquet   row i holds what index i + 1 stands for: the
+                       column `id` as text and, for items, the columns of the metadata file
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxrec.typing import UserError
+
+FORMAT = 1
+TRAIN, VALID, TEST = 0, 1, 2
+SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a prepared data set holds; saved as `manifest.json`.
+
+    Attributes:
+      num_users: number of users; their indices are 1..num_users.
+      num_items: number of items; their indices are 1..num_items.
+      num_events: number of events over all splits.
+      split: the split's name and its options, such as {"name": "leave_last_out"}.
+      columns: role to column name of the source, such as {"user": "user_id", "item": "item_id"}.
+      fingerprint: SHA-256 over everything that training reads.
+      user_fingerprint: SHA-256 over the user vocabulary, in order.
+      item_fingerprint: SHA-256 over the item vocabulary, in order.
+      sources: name, bytes and SHA-256 of each source file.
+      report: what cleaning dropped and why, one row a rule.
+      label_mean: mean label of the training events; 0 without labels.
+    """
+
+    num_users: int
+    num_items: int
+    num_events: int
+    split: dict[str, Any]
+    columns: dict[str, str]
+    fingerprint: str
+    user_fingerprint: str
+    item_fingerprint: str
+    sources: list[dict[str, Any]]
+    report: list[dict[str, Any]]
+    label_mean: float = 0.0
+    format: int = FORMAT
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Events sorted by user, then time, then source order. Arrays may be memory maps: do not write.
+
+    Attributes:
+      manifest: counts and fingerprints.
+      users, items: (num_events,) int32 indices from 1.
+      times: (num_events,) int64.
+      split: (num_events,) uint8, one of TRAIN, VALID, TEST.
+      labels: (num_events,) float32, or None.
+      user_vocabulary, item_vocabulary: frames with a text column `id`; row i is index i + 1. Item
+        metadata such as `title` and `genres` are further columns.
+    """
+
+    manifest: Manifest
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    split: np.ndarray
+    labels: np.ndarray | None
+    user_vocabulary: pd.DataFrame
+    item_vocabulary: pd.DataFrame
+
+    @property
+    def num_users(self) -> int:
+        return self.manifest.num_users
+
+    @property
+    def num_items(self) -> int:
+        return self.manifest.num_items
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """(num_users + 2,) int64: the events of user u are offsets[u]:offsets[u + 1]."""
+        counts = np.bincount(self.users, minlength=self.num_users + 1)
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    @functools.cached_property
+    def item_counts(self) -> np.ndarray:
+        """(num_items + 1,) int64: training events of each item; entry 0, padding, is 0."""
+        return np.bincount(self.items[self.split == TRAIN], minlength=self.num_items + 1)
+
+    def user_index(self, user_id: object) -> int:
+        """Returns the index of an original user id. Raises UserError for an id never seen."""
+        return _lookup(self.user_vocabulary, user_id, "user")
+
+    def item_index(self, item_id: object) -> int:
+        """Returns the index of an original item id. Raises UserError for an id never seen."""
+        return _lookup(self.item_vocabulary, item_id, "item")
+
+    def item_names(self, indices: np.ndarray) -> list[str]:
+        """Returns what to call items in front of people: the title, or the id without one."""
+        column = "title" if "title" in self.item_vocabulary else "id"
+        return self.item_vocabulary[column].iloc[np.asarray(indices) - 1].astype(str).tolist()
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Opens a directory that `prepare` wrote; arrays are memory-mapped.
+
+    Raises:
+      UserError: when the directory is not a whole dataset of this format.
+    """
+    path = Path(path)
+    try:
+        fields = json.loads((path / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is not a prepared dataset (it has no manifest.json). "
+            "Make one with scripts/prepare.py --input=FILE --output=DIR."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path / 'manifest.json'} is damaged ({error}). Prepare the dataset again."
+        ) from None
+    if fields.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {fields.get('format')}; this version reads format {FORMAT}. "
+            "Prepare it again."
+        )
+    manifest = Manifest(**fields)
+
+    def load(name: str) -> np.ndarray:
+        try:
+            array = np.load(path / name, mmap_mode="r")
+        except (FileNotFoundError, ValueError, EOFError) as error:
+            raise UserError(
+                f"{path / name} is missing or damaged ({error}). Prepare the dataset again."
+            ) from None
+        if array.shape != (manifest.num_events,):
+            raise UserError(
+                f"{path / name} holds {array.shape} values where the manifest says "
+                f"({manifest.num_events},). Prepare the dataset again."
+            )
+        return array
+
+    return Dataset(
+        manifest=manifest,
+        users=load("users.npy"),
+        items=load("items.npy"),
+        times=load("times.npy"),
+        split=load("split.npy"),
+        labels=load("labels.npy") if (path / "labels.npy").exists() else None,
+        user_vocabulary=pd.read_parquet(path / "user_vocabulary.parquet"),
+        item_vocabulary=pd.read_parquet(path / "item_vocabulary.parquet"),
+    )
+
+
+def fingerprint(*parts: object) -> str:
+    """Returns the SHA-256 of arrays (as bytes) and other values (as text), in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = np.ascontiguousarray(part) if isinstance(part, np.ndarray) else str(part).encode()
+        digest.update(len(memoryview(data).cast("B")).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _lookup(vocabulary: pd.DataFrame, original: object, what: str) -> int:
+    rows = np.flatnonzero((vocabulary["id"] == str(original)).to_numpy())
+    if not len(rows):
+        raise UserError(
+            f"{what} {original!r} is not in the vocabulary of {len(vocabulary):,} {what}s that the "
+            f"dataset was prepared with. Use one of those (for example {vocabulary['id'].iloc[0]!r})."
+        )
+    return int(rows[0]) + 1
