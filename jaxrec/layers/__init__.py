@@ -1,0 +1,17 @@
+"""Layers that models are built from; blind to losses, optimisers and training."""
+
+from jaxrec.layers.attention import SelfAttention, causal_mask, rotary
+from jaxrec.layers.dropout import dropout
+from jaxrec.layers.embedding import Embedding, Table
+from jaxrec.layers.feedforward import FeedForward, SwiGLU
+
+__all__ = [
+    "Embedding",
+    "FeedForward",
+    "SelfAttention",
+    "SwiGLU",
+    "Table",
+    "causal_mask",
+    "dropout",
+    "rotary",
+]

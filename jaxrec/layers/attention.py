@@ -1,0 +1,80 @@
+"""Causal self-attention over rows that may hold several sequences, and rotary positions."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrec.layers.dropout import dropout
+from jaxrec.typing import Array
+
+
+def causal_mask(segments: Array) -> jax.Array:
+    """Returns (B, 1, L, L) bool: query sees key when it is not later and in the same sequence.
+
+    Args:
+      segments: (B, L) int; the sequence of each position, 0 at padding. A position always sees
+        itself, so that no row of the softmax is empty.
+    """
+    length = segments.shape[-1]
+    order = jnp.arange(length)
+    same = segments[:, :, None] == segments[:, None, :]
+    seen = same & (segments[:, None, :] > 0) & (order[:, None] >= order[None, :])
+    return (seen | jnp.eye(length, dtype=bool))[:, None]
+
+
+def rotary(x: jax.Array, positions: Array, base: float = 10_000.0) -> jax.Array:
+    """Rotates pairs of features by angles that grow with the position (RoFormer, arXiv 2104.09864).
+
+    Args:
+      x: (B, L, H, D) with D even.
+      positions: (B, L) int.
+    """
+    half = x.shape[-1] // 2
+    angles = positions[..., None, None] * base ** (-jnp.arange(half) / half)
+    sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention (arXiv 1706.03762) with one projection for queries, keys, values.
+
+    Args:
+      dim: width of input and output; a multiple of num_heads.
+      num_heads: number of heads.
+      dropout_rate: rate on the attention weights.
+      dtype: dtype of the matrix products; the softmax is in float32.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, dropout_rate: float, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        if dim % num_heads:
+            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}.")
+        self.num_heads, self.dropout_rate = num_heads, dropout_rate
+        self.project_in = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.project_out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        *,
+        positions: Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns (B, L, dim) from x (B, L, dim) and mask (B or 1, 1, L, L).
+
+        `positions` (B, L) turns on rotary positions.
+        """
+        batch, length, dim = x.shape
+        qkv = self.project_in(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if positions is not None:
+            q, k = rotary(q, positions), rotary(k, positions)
+        q = q * (dim // self.num_heads) ** -0.5
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(jnp.where(mask, logits, -1e30), axis=-1)
+        weights = dropout(weights, self.dropout_rate, key).astype(v.dtype)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return self.project_out(mixed.reshape(batch, length, dim))

@@ -1,0 +1,56 @@
+"""Dropout whose mask is a hash of the element's index: nothing is stored, nothing is drawn twice."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxrec.typing import Array
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
+
+    The mask of an element is an integer hash of its index and of two words drawn from the key. It
+    fuses into the surrounding element-wise work and is computed again in the backward pass, where a
+    drawn mask is written to memory and read back.
+
+    Args:
+      x: any shape, with fewer than 2**32 elements.
+      rate: probability of a zero, in [0, 1).
+      key: a JAX key of this site and step; None means evaluation and returns x.
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout rate must be in [0, 1); got {rate}.")
+    if key is None or rate == 0.0:
+        return x
+    return _dropout(x, jax.random.bits(key, (2,), jnp.uint32), rate)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dropout(x: jax.Array, words: jax.Array, rate: float) -> jax.Array:
+    return jnp.where(_kept(x.shape, words, rate), x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+
+
+def _forward(x: jax.Array, words: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
+    return _dropout(x, words, rate), words
+
+
+def _backward(rate: float, words: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, None]:
+    return _dropout(cotangent, words, rate), None
+
+
+_dropout.defvjp(_forward, _backward)
+
+
+def _kept(shape: tuple[int, ...], words: Array, rate: float) -> jax.Array:
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+        stride *= shape[axis]
+    # The 32-bit finaliser of MurmurHash3, with the second word in the middle of it.
+    bits = (index ^ words[0]) * jnp.uint32(0x85EBCA6B)
+    bits = ((bits ^ (bits >> 13)) + words[1]) * jnp.uint32(0xC2B2AE35)
+    bits ^= bits >> 16
+    return bits >= jnp.uint32(round(rate * 2**32))

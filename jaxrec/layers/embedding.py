@@ -1,0 +1,34 @@
+"""Embedding tables: parameters of their own kind, so that optimisers and meshes can find them."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrec.typing import Array
+
+
+class Table(nnx.Param):
+    """A parameter whose rows are looked up by index. Row 0 belongs to padding."""
+
+
+class Embedding(nnx.Module):
+    """A table of (num_rows + 1, dim); row i is the vector of index i, row 0 of padding.
+
+    Args:
+      num_rows: number of things that have a vector, padding not counted.
+      dim: width of a vector.
+      std: standard deviation of the initial values.
+    """
+
+    def __init__(self, num_rows: int, dim: int, *, std: float, rngs: nnx.Rngs):
+        if num_rows < 1:
+            raise ValueError(
+                f"a table needs at least one row; got num_rows={num_rows}. Set the count in the "
+                "model's config, or let training fill it in from the dataset."
+            )
+        self.table = Table(std * jax.random.normal(rngs.params(), (num_rows + 1, dim)))
+
+    def __call__(self, ids: Array | None = None) -> jax.Array:
+        """Returns vectors of shape ids.shape + (dim,), or the whole table without ids."""
+        table = self.table[...]
+        return table if ids is None else jnp.take(table, ids, axis=0, mode="clip")

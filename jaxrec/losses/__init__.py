@@ -1,0 +1,17 @@
+"""Losses as pure functions of scores: one value an example, masks and means by the caller's word."""
+
+from jaxrec.losses.pairwise import bce, bpr, gbce, gbce_beta, squared_error
+from jaxrec.losses.reduce import masked_mean
+from jaxrec.losses.softmax import in_batch_softmax, sampled_softmax, softmax_cross_entropy
+
+__all__ = [
+    "bce",
+    "bpr",
+    "gbce",
+    "gbce_beta",
+    "in_batch_softmax",
+    "masked_mean",
+    "sampled_softmax",
+    "softmax_cross_entropy",
+    "squared_error",
+]

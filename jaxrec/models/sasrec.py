@@ -1,0 +1,184 @@
+"""SASRec and its modern form: a causal transformer over a user's history.
+
+What differs from the textbook:
+- positions count from the end of the history, so the newest item always has position 0;
+- rows may hold several sequences (`Batch.segments`), none of which sees another;
+- dropout masks are hashed, never stored;
+- only the last position passes the last block's output side when one vector a row is asked for.
+"""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrec.data.dataset import Manifest
+from jaxrec.layers import Embedding, FeedForward, SelfAttention, SwiGLU, causal_mask, dropout
+from jaxrec.models.fit import fit_count
+from jaxrec.typing import Array, Batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """SASRec's sizes and choices.
+
+    Attributes:
+      num_items: items in the catalogue; 0 takes the dataset's count.
+      max_len: longest history that the learned positions cover.
+      dim: width of item vectors and of the transformer.
+      num_blocks, num_heads: depth, and attention heads a block.
+      hidden: width inside the feed-forward layers.
+      block: "post_norm" (arXiv 1706.03762, as in BERT4Rec and BSARec), "pre_norm" (as in SASRec,
+        arXiv 1808.09781) or "ligr": pre-norm RMSNorm blocks whose branches are gated by
+        sigmoid(W x), with SwiGLU (LiGR, arXiv 2502.03417; eSASRec, arXiv 2508.06450).
+      activation: inside the feed-forward layers of the first two.
+      positions: "learned", "rotary" (arXiv 2104.09864) or "none".
+      tied: score with the input table, or with an output table of its own.
+      dropout: rate on embeddings and branches, in [0, 1).
+      attention_dropout: rate on attention weights, in [0, 1).
+      init_std: standard deviation of initial item and position vectors.
+      compute_dtype: dtype of the matrix products; parameters and softmaxes stay float32.
+    """
+
+    num_items: int = 0
+    max_len: int = 50
+    dim: int = 64
+    num_blocks: int = 2
+    num_heads: int = 2
+    hidden: int = 256
+    block: Literal["post_norm", "pre_norm", "ligr"] = "pre_norm"
+    activation: Literal["relu", "gelu"] = "gelu"
+    positions: Literal["learned", "rotary", "none"] = "learned"
+    tied: bool = True
+    dropout: float = 0.2
+    attention_dropout: float = 0.2
+    init_std: float = 0.02
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def fit(self, manifest: Manifest) -> "Config":
+        """Returns the config with the dataset's counts; UserError when it was set to others."""
+        num_items = fit_count("num_items", self.num_items, manifest.num_items)
+        return dataclasses.replace(self, num_items=num_items)
+
+    def build(self, rngs: nnx.Rngs) -> "SASRec":
+        """Returns the module."""
+        return SASRec(self, rngs=rngs)
+
+
+class SASRec(nnx.Module):
+    """Self-attentive sequential recommendation (arXiv 1808.09781); a `Retriever`.
+
+    Differs from the paper: see the top of this file; block, activation and positions are options,
+    item vectors are not scaled by sqrt(dim), and the loss is the objective's business.
+    """
+
+    tables: ClassVar[dict[str, tuple[str, ...]]] = {"items": ("history", "positives", "negatives")}
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype = jnp.dtype(config.compute_dtype)
+        self.items = Embedding(config.num_items, config.dim, std=config.init_std, rngs=rngs)
+        if not config.tied:
+            self.outputs = Embedding(config.num_items, config.dim, std=config.init_std, rngs=rngs)
+        if config.positions == "learned":
+            initial = jax.random.normal(rngs.params(), (config.max_len, config.dim))
+            self.positions = nnx.Param(config.init_std * initial)
+        if config.block == "post_norm":
+            self.input_norm = nnx.LayerNorm(config.dim, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(config, dtype, rngs) for _ in range(config.num_blocks)])
+        if config.block != "post_norm":
+            norm = nnx.RMSNorm if config.block == "ligr" else nnx.LayerNorm
+            self.output_norm = norm(config.dim, dtype=dtype, rngs=rngs)
+
+    def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+        """Returns vectors whose dot products with item vectors are scores.
+
+        (B, L, dim), one for each position, when `batch.positives` is (B, L); otherwise (B, dim),
+        from the last position. Training with dropout wants a key.
+        """
+        config, history = self.config, jnp.asarray(batch.history)
+        every = batch.positives is not None and batch.positives.ndim == history.ndim
+        segments = (history > 0).astype(jnp.int32) if batch.segments is None else batch.segments
+        positions = positions_from_end(segments)
+        keys = [None] * (config.num_blocks + 1)
+        if key is not None:
+            keys = list(jax.random.split(key, config.num_blocks + 1))
+        x = self.items(history)
+        if config.positions == "learned":
+            x = x + self.positions[...][jnp.minimum(positions, config.max_len - 1)]
+        if config.block == "post_norm":
+            x = self.input_norm(x)
+        x = dropout(x, config.dropout, keys[0]).astype(config.compute_dtype)
+        mask = causal_mask(segments)
+        for block, block_key in zip(self.blocks, keys[1:], strict=True):
+            x = block(x, mask, positions, key=block_key)
+        x = x if every else x[:, -1]
+        return x if config.block == "post_norm" else self.output_norm(x)
+
+    def item_vectors(self, ids: Array | None = None) -> jax.Array:
+        """Returns ids.shape + (dim,), or (num_items + 1, dim) for the whole catalogue."""
+        table = self.items if self.config.tied else self.outputs
+        return table(ids).astype(self.config.compute_dtype)
+
+
+class Block(nnx.Module):
+    """One transformer block; (B, L, dim) to the same shape."""
+
+    def __init__(self, config: Config, dtype: jnp.dtype, rngs: nnx.Rngs):
+        dim = config.dim
+        self.config = config
+        norm = nnx.RMSNorm if config.block == "ligr" else nnx.LayerNorm
+        self.attention_norm = norm(dim, dtype=dtype, rngs=rngs)
+        self.feed_forward_norm = norm(dim, dtype=dtype, rngs=rngs)
+        self.attention = SelfAttention(
+            dim, config.num_heads, dropout_rate=config.attention_dropout, dtype=dtype, rngs=rngs
+        )
+        if config.block == "ligr":
+            self.attention_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+            self.feed_forward_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+            self.feed_forward = SwiGLU(
+                dim, config.hidden, dropout_rate=0.0, dtype=dtype, rngs=rngs
+            )
+        else:
+            self.feed_forward = FeedForward(
+                dim,
+                config.hidden,
+                activation=nnx.relu if config.activation == "relu" else nnx.gelu,
+                dropout_rate=0.0,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, positions: jax.Array, *, key: jax.Array | None
+    ) -> jax.Array:
+        config = self.config
+        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        rotary = positions if config.positions == "rotary" else None
+        if config.block == "post_norm":
+            branch = self.attention(x, mask, positions=rotary, key=keys[0])
+            x = self.attention_norm(x + dropout(branch, config.dropout, keys[1]))
+            branch = self.feed_forward(x)
+            return self.feed_forward_norm(x + dropout(branch, config.dropout, keys[2]))
+        branch = self.attention(self.attention_norm(x), mask, positions=rotary, key=keys[0])
+        if config.block == "ligr":
+            branch = branch * nnx.sigmoid(self.attention_gate(x))
+        x = x + dropout(branch, config.dropout, keys[1])
+        branch = self.feed_forward(self.feed_forward_norm(x))
+        if config.block == "ligr":
+            branch = branch * nnx.sigmoid(self.feed_forward_gate(x))
+        return x + dropout(branch, config.dropout, keys[2])
+
+
+def positions_from_end(segments: Array) -> jax.Array:
+    """Returns (B, L) int32: how many positions of the same segment come later; 0 for the newest."""
+    length = segments.shape[-1]
+    ends = jnp.concatenate(
+        [segments[:, 1:] != segments[:, :-1], jnp.ones_like(segments[:, :1], bool)], axis=1
+    )
+    end = jnp.where(ends, jnp.arange(length), length)
+    # The nearest segment end at or after each position.
+    end = jax.lax.cummin(end, axis=1, reverse=True)
+    return (end - jnp.arange(length)).astype(jnp.int32)
