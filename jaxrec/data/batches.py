@@ -42,8 +42,8 @@ class SequenceData:
         kinds = {"last": PrefixBatches, "all": WindowBatches, "packed": PackedBatches}
         return kinds[self.targets](self, dataset, batch_size, seed)
 
-    def requests(self, histories: np.ndarray) -> Batch:
-        """Returns what a model is shown to serve (B, max_len) right-aligned histories."""
+    def requests(self, users: np.ndarray, histories: np.ndarray) -> Batch:
+        """Returns what a model is shown to serve users (B,) with histories (B, max_len)."""
         return Batch(history=histories)
 
 

@@ -1,0 +1,7 @@
+"""Models: one family member a file, each with a frozen `Config` and a module."""
+
+from jaxrec.models import matrix_factorization, sasrec
+from jaxrec.models.matrix_factorization import MatrixFactorization
+from jaxrec.models.sasrec import SASRec
+
+__all__ = ["MatrixFactorization", "SASRec", "matrix_factorization", "sasrec"]

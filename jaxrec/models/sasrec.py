@@ -8,7 +8,7 @@ What differs from the textbook:
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,6 @@ class SASRec(nnx.Module):
     item vectors are not scaled by sqrt(dim), and the loss is the objective's business.
     """
 
-    tables: ClassVar[dict[str, tuple[str, ...]]] = {"items": ("history", "positives", "negatives")}
-
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config = config
         dtype = jnp.dtype(config.compute_dtype)
@@ -91,6 +89,13 @@ class SASRec(nnx.Module):
         if config.block != "post_norm":
             norm = nnx.RMSNorm if config.block == "ligr" else nnx.LayerNorm
             self.output_norm = norm(config.dim, dtype=dtype, rngs=rngs)
+
+    @property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """Which batch fields index which table."""
+        if self.config.tied:
+            return {"items": ("history", "positives", "negatives")}
+        return {"items": ("history",), "outputs": ("positives", "negatives")}
 
     def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
         """Returns vectors whose dot products with item vectors are scores.

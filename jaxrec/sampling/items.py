@@ -7,8 +7,8 @@ import numpy as np
 from jaxrec.typing import Array
 
 
-def log_probabilities(counts: np.ndarray, power: float) -> np.ndarray:
-    """Returns (num_items + 1,) float32 log sampling probabilities, -inf for padding item 0.
+def item_probabilities(counts: np.ndarray, power: float) -> np.ndarray:
+    """Returns (num_items + 1,) float64 sampling probabilities; padding item 0 has none.
 
     Args:
       counts: (num_items + 1,) training events of each item.
@@ -17,20 +17,28 @@ def log_probabilities(counts: np.ndarray, power: float) -> np.ndarray:
     """
     weights = np.maximum(np.asarray(counts, np.float64), 1.0) ** power
     weights[0] = 0.0
-    with np.errstate(divide="ignore"):
-        return np.log(weights / weights.sum()).astype(np.float32)
+    return weights / weights.sum()
 
 
-def sample_items(key: jax.Array, shape: tuple[int, ...], cumulative: Array) -> jax.Array:
-    """Returns int32 item ids in [1, num_items], drawn with replacement.
+def cumulative_words(probabilities: np.ndarray) -> np.ndarray:
+    """Returns (N,) uint32 cumulative probabilities in units of 2**-32, for `sample_items`.
+
+    Integers keep the resolution where float32 would lose it: at 8 million items one item is worth
+    about 500 units.
+    """
+    cumulative = np.cumsum(probabilities)
+    words = np.minimum(cumulative / cumulative[-1] * 2.0**32, 2.0**32 - 1)
+    return words.astype(np.uint32)
+
+
+def sample_items(key: jax.Array, shape: tuple[int, ...], words: Array) -> jax.Array:
+    """Returns int32 item ids in [1, N), drawn with replacement.
 
     Args:
       key: a JAX key.
       shape: of the result.
-      cumulative: (num_items + 1,) float32 ascending; entry i is the probability of an id <= i, and
-        entry 0 is 0.
+      words: (N,) uint32 from `cumulative_words`; entry 0, padding, is 0.
     """
-    cumulative = jnp.asarray(cumulative)
-    uniform = jax.random.uniform(key, shape, maxval=cumulative[-1])
-    ids = jnp.searchsorted(cumulative, uniform, side="right")
-    return jnp.clip(ids, 1, len(cumulative) - 1).astype(jnp.int32)
+    drawn = jax.random.bits(key, shape, jnp.uint32)
+    ids = jnp.searchsorted(jnp.asarray(words), drawn, side="right")
+    return jnp.clip(ids, 1, len(words) - 1).astype(jnp.int32)

@@ -1,0 +1,119 @@
+"""What training minimises: an objective binds a retriever's vectors to a loss and to negatives."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.data.dataset import Dataset
+from jaxrec.sampling import cumulative_words, item_probabilities, sample_items
+from jaxrec.typing import Array, Batch
+
+type Statistics = dict[str, np.ndarray]
+
+
+class Retriever(Protocol):
+    """A model that scores by the dot product of a user's and an item's vector."""
+
+    @property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """Table name to the batch fields that index it. Table t is the parameter t/table."""
+        ...
+
+    def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+        """(B, D), or (B, L, D) when `batch.positives` is (B, L)."""
+        ...
+
+    def item_vectors(self, ids: Array | None = None) -> jax.Array:
+        """ids.shape + (D,), or (num_items + 1, D) without ids."""
+        ...
+
+
+class Objective(Protocol):
+    """The contract of the training step; implementations are frozen dataclasses in configs."""
+
+    @property
+    def whole_catalogue(self) -> bool:
+        """True when the loss needs every item, so that the step is the dense one."""
+        ...
+
+    def statistics(self, dataset: Dataset) -> Statistics:
+        """Returns arrays about the dataset that `draw` wants on the device."""
+        ...
+
+    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+        """Returns the batch with whatever is random or depends on original ids filled in."""
+        ...
+
+    def loss(
+        self, model: Any, batch: Batch, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the sum of the examples' losses and the sum of their weights, both float32."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """Negative items drawn in proportion to popularity ** power.
+
+    Attributes:
+      num_negatives: negatives for each positive, or for the whole batch when shared.
+      power: 0 is uniform, 1 is by popularity.
+      shared: one draw serves the whole batch, so scores become one matrix product.
+    """
+
+    num_negatives: int = 256
+    power: float = 0.0
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives must be at least 1; got {self.num_negatives}.")
+
+    @property
+    def whole_catalogue(self) -> bool:
+        return False
+
+    def statistics(self, dataset: Dataset) -> Statistics:
+        probabilities = item_probabilities(dataset.item_counts, self.power)
+        with np.errstate(divide="ignore"):
+            log_q = np.log(probabilities).astype(np.float32)
+        return {"words": cumulative_words(probabilities), "log_q": log_q}
+
+    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+        shape = (self.num_negatives,)
+        if not self.shared:
+            shape = (*batch.positives.shape, self.num_negatives)
+        negatives = sample_items(key, shape, statistics["words"])
+        features = {
+            "log_q_positives": statistics["log_q"][batch.positives],
+            "log_q_negatives": statistics["log_q"][negatives],
+        }
+        return batch.replace(negatives=negatives, features=(batch.features or {}) | features)
+
+
+def weights_of(batch: Batch) -> jax.Array:
+    """Returns positives.shape float32: the example weights, 0 where `where` is False."""
+    weights = jnp.ones(batch.positives.shape, jnp.float32)
+    if batch.weights is not None:
+        weights = weights * batch.weights
+    return weights if batch.where is None else jnp.where(batch.where, weights, 0)
+
+
+def weighted_sum(losses: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Returns the weighted sum of per-example losses and the sum of weights."""
+    weights = weights_of(batch)
+    return jnp.sum(jnp.where(weights > 0, losses, 0) * weights), jnp.sum(weights)
+
+
+def negative_scores(
+    model: Retriever, users: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns scores of positives (...), of negatives (..., N), and which negatives count."""
+    positives = jnp.sum(users * model.item_vectors(batch.positives), axis=-1, dtype=jnp.float32)
+    vectors = model.item_vectors(batch.negatives)
+    pattern = "...d,nd->...n" if batch.negatives.ndim == 1 else "...d,...nd->...n"
+    negatives = jnp.einsum(pattern, users, vectors, preferred_element_type=jnp.float32)
+    return positives, negatives, batch.negatives != batch.positives[..., None]

@@ -1,0 +1,94 @@
+"""The optimiser of an experiment, built from Optax."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import optax
+
+from jaxrec.typing import Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """An Optax optimiser with schedule, clipping and weight decay.
+
+    Attributes:
+      name: the Optax optimiser.
+      learning_rate: peak learning rate.
+      warmup_steps: steps of linear warm-up from 0.
+      decay: "constant" after warm-up, or "cosine" down to `final_fraction` at the last step.
+      final_fraction: what is left of the learning rate at the end of a cosine, in [0, 1].
+      b1, b2, eps: moments and epsilon of adam and lion (lion has no epsilon).
+      momentum: of sgd.
+      initial_accumulator: of adagrad.
+      weight_decay: decoupled decay of matrices; vectors (biases, norms) never decay.
+      decay_tables: whether embedding tables decay as well. In a touched-rows step a row decays
+        only when a batch touches it.
+      clip_norm: largest global norm of a gradient; 0 does not clip.
+    """
+
+    name: Literal["adam", "adagrad", "sgd", "lion"] = "adam"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.0
+    initial_accumulator: float = 0.1
+    weight_decay: float = 0.0
+    decay_tables: bool = False
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
+        if min(self.warmup_steps, self.weight_decay, self.clip_norm) < 0:
+            raise ValueError("warmup_steps, weight_decay and clip_norm must not be negative.")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"final_fraction must be in [0, 1]; got {self.final_fraction}.")
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """Returns the learning rate as a function of the step, for a run of so many steps."""
+        if self.warmup_steps >= steps > 0:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} must be less than the run's {steps} steps."
+            )
+        if self.decay == "cosine":
+            rest: optax.Schedule = optax.cosine_decay_schedule(
+                self.learning_rate, max(1, steps - self.warmup_steps), self.final_fraction
+            )
+        else:
+            rest = optax.constant_schedule(self.learning_rate)
+        if not self.warmup_steps:
+            return rest
+        warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+        return optax.join_schedules([warmup, rest], [self.warmup_steps])
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """Returns the transform for a run of so many steps (the schedule wants to know)."""
+        parts: list[optax.GradientTransformation] = []
+        if self.clip_norm:
+            parts.append(optax.clip_by_global_norm(self.clip_norm))
+        match self.name:
+            case "adam":
+                parts.append(optax.scale_by_adam(self.b1, self.b2, self.eps))
+            case "adagrad":
+                parts.append(optax.scale_by_rss(self.initial_accumulator, self.eps))
+            case "sgd":
+                parts.append(optax.trace(self.momentum) if self.momentum else optax.identity())
+            case "lion":
+                parts.append(optax.scale_by_lion(self.b1, self.b2))
+        if self.weight_decay:
+
+            def decays(params: Params) -> Any:
+                def choose(path: Any, leaf: Any) -> bool:
+                    return leaf.ndim > 1 and (self.decay_tables or path[-1].key != "table")
+
+                return jax.tree_util.tree_map_with_path(choose, params)
+
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=decays))
+        parts.append(optax.scale_by_learning_rate(self.schedule(steps)))
+        return optax.chain(*parts)

@@ -1,0 +1,126 @@
+"""Checkpoints: Orbax directories with the state, the config, the vocabulary and the position."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxrec.typing import UserError
+
+# Orbax tells each step of its work at INFO and warns about what single-host runs do not need.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the newest `keep_last` checkpoints and the one of step `best`."""
+
+    def __init__(self, keep_last: int):
+        self.keep_last = keep_last
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        newest = len(checkpoints) - self.keep_last
+        return [i >= newest or c.step == self.best for i, c in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir, by step. Saving is asynchronous and atomic."""
+
+    def __init__(self, directory: str | Path, *, keep_last: int = 2):
+        self.directory = Path(directory).absolute()
+        self._policy = KeepLastAndBest(keep_last)
+        with _explained(self.directory):
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._policy, cleanup_tmp_directories=True
+                ),
+                item_names=("state", "meta"),
+            )
+
+    def steps(self) -> list[int]:
+        """Returns the steps that have a whole checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, meta: dict[str, Any], *, best: int | None) -> None:
+        """Starts saving; the checkpoint of step `best` is kept as well as the newest ones."""
+        self._policy.best = best
+        with _explained(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+
+    def wait(self) -> None:
+        """Waits until what was saved is whole on disk."""
+        with _explained(self.directory):
+            self._manager.wait_until_finished()
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Returns what `save` was given as meta."""
+        with self._damage(step):
+            args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            return dict(self._manager.restore(step, args=args)["meta"])
+
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state of a step, in the structure, shapes and shardings of `like`."""
+
+        def abstract(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+        with self._damage(step):
+            args = ocp.args.Composite(
+                state=ocp.args.StandardRestore(jax.tree.map(abstract, like))
+            )
+            return self._manager.restore(step, args=args)["state"]
+
+    def restore_raw(self, step: int) -> Any:
+        """Returns the state of a step as nested dicts of arrays, without knowing its structure."""
+        with self._damage(step):
+            args = ocp.args.Composite(state=ocp.args.StandardRestore())
+            return self._manager.restore(step, args=args)["state"]
+
+    def close(self) -> None:
+        """Waits and releases threads."""
+        with _explained(self.directory):
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _damage(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            others = [s for s in self.steps() if s != step]
+            instead = f"to fall back to step {others[-1]}" if others else "to start again"
+            raise UserError(
+                f"the checkpoint of step {step} is damaged ({_first_line(error)}). Remove "
+                f"{self.directory / str(step)} {instead}."
+            ) from error
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Turns whatever the storage raises into one sentence: it has many ways to say disk full."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"could not save a checkpoint in {directory}: {_first_line(error)}. Make room or choose "
+            "another --workdir; the same command goes on from the last whole checkpoint."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -1,0 +1,123 @@
+"""The config of an experiment: everything that decides what a run does."""
+
+import dataclasses
+from typing import Any, Protocol
+
+from jaxrec.data.dataset import Dataset
+from jaxrec.evaluation import EvaluationConfig
+from jaxrec.optim import OptimizerConfig
+from jaxrec.sharding import MeshConfig
+from jaxrec.typing import Batch, UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Length, rhythm and randomness of a run.
+
+    Attributes:
+      steps: optimiser steps; 0 means `epochs` passes over the data.
+      epochs: passes over the data, when steps is 0.
+      batch_size: rows of a batch; what a row is, the data config says.
+      accumulate: parts that a batch is computed in to save memory; must divide batch_size.
+      seed: of parameters, order of the data, negatives and dropout.
+      log_every: steps between lines of metrics.jsonl; the device is only asked then.
+      evaluate_every: steps between validations; 0 means every `evaluate_epochs` epochs.
+      evaluate_epochs: epochs between validations, when evaluate_every is 0.
+      checkpoint_every: steps between checkpoints; there is one at each validation in any case.
+      keep_last: newest checkpoints that are kept, beside the best one.
+      patience: validations without a new best after which training stops; 0 never stops early.
+      capacity: distinct rows of one table that a batch may touch, when the objective samples; 0
+        allows for every id of a batch. Smaller saves memory, and too small stops the run.
+      average: decay of a running average of the parameters, which is what is evaluated and used
+        when above 0; in [0, 1). Wants the dense step.
+    """
+
+    steps: int = 0
+    epochs: int = 20
+    batch_size: int = 128
+    accumulate: int = 1
+    seed: int = 0
+    log_every: int = 100
+    evaluate_every: int = 0
+    evaluate_epochs: int = 1
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    patience: int = 0
+    capacity: int = 0
+    average: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every", "evaluate_epochs", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("steps", "epochs", "evaluate_every", "patience", "seed", "capacity"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative; got {getattr(self, name)}.")
+        if self.checkpoint_every < 1:
+            raise ValueError(
+                f"training.checkpoint_every must be at least 1; got {self.checkpoint_every}."
+            )
+        if not self.steps and not self.epochs:
+            raise ValueError("set training.steps or training.epochs above 0.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"training.accumulate={self.accumulate} must divide training.batch_size="
+                f"{self.batch_size}."
+            )
+        if not 0 <= self.average < 1:
+            raise ValueError(f"training.average must be in [0, 1); got {self.average}.")
+
+
+class Batches(Protocol):
+    """Training batches, addressable by step."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def batch(self, step: int) -> Batch: ...
+
+
+class DataConfig(Protocol):
+    """What a data config offers; `SequenceData` and `PairData` are two."""
+
+    @property
+    def max_len(self) -> int: ...
+
+    def batches(self, dataset: Dataset, batch_size: int, seed: int) -> Batches: ...
+
+    def requests(self, users: Any, histories: Any) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One experiment. The types of data, model and objective are the experiment's own.
+
+    Attributes:
+      data: how events become batches (`SequenceData`, `PairData`).
+      model: the model's `Config`, such as `jaxrec.models.sasrec.Config`.
+      objective: what is minimised, such as `jaxrec.objectives.FullSoftmax`.
+      optimizer: the optimiser and its schedule.
+      training: length, rhythm and randomness.
+      evaluation: how validation and test are measured.
+      mesh: the devices.
+    """
+
+    data: Any
+    model: Any
+    objective: Any
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        longest = getattr(self.model, "max_len", None)
+        if longest is not None and longest < self.data.max_len:
+            raise UserError(
+                f"data.max_len={self.data.max_len} is longer than model.max_len={longest}. Set both."
+            )
+        if self.training.average and not self.objective.whole_catalogue:
+            raise UserError(
+                "training.average wants an objective over the whole catalogue, whose step is "
+                "dense: an average of every row at every step is what touched rows do without."
+            )

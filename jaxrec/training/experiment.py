@@ -1,0 +1,180 @@
+"""A config bound to a dataset: the functions that training, evaluation and serving share."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec import config as configs
+from jaxrec.data.dataset import Dataset
+from jaxrec.evaluation import Evaluation, Requests, RetrieverRecommender, evaluate_recommender
+from jaxrec.functional import Functional, functional
+from jaxrec.training.checkpoints import Checkpoints
+from jaxrec.training.config import ExperimentConfig
+from jaxrec.typing import Array, Batch, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config whose model has the dataset's counts, with the model as pure functions.
+
+    Attributes:
+      config: the fitted config.
+      dataset: what it is trained and measured on.
+      model: (init, apply, bind) of the model.
+    """
+
+    config: ExperimentConfig
+    dataset: Dataset
+    model: Functional
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, dataset: Dataset) -> "Experiment":
+        """Fits the config to the dataset. Raises UserError when it was set to another one."""
+        fitted = dataclasses.replace(config, model=config.model.fit(dataset.manifest))
+        return cls(fitted, dataset, functional(lambda rngs: fitted.model.build(rngs)))
+
+    @functools.cached_property
+    def user_vectors(self) -> Any:
+        """Jitted (params, batch) to (B, D), for serving: one vector a row, no dropout."""
+        return jax.jit(functools.partial(self.model.apply, method="user_vectors"))
+
+    @functools.cached_property
+    def item_vectors(self) -> Any:
+        """Jitted (params, ids) to ids.shape + (D,)."""
+        return jax.jit(functools.partial(self.model.apply, method="item_vectors"))
+
+    def recommender(self, params: Params) -> RetrieverRecommender:
+        """Returns the model with these parameters as a recommender."""
+        data = self.config.data
+
+        def make_batch(requests: Requests, rows: np.ndarray) -> Batch:
+            histories = requests.padded_history(data.max_len, rows)
+            return data.requests(requests.users[rows], histories)
+
+        return RetrieverRecommender(
+            user_vectors=lambda batch: self.user_vectors(params, batch),
+            item_vectors=lambda ids: self.item_vectors(params, ids),
+            make_batch=make_batch,
+            config=self.config.evaluation,
+        )
+
+    def predict(self, params: Params, users: Array, items: Array) -> jax.Array:
+        """Returns (B,) scores of pairs of (B,) users and (B,) items, for models that know users."""
+        batch = self.config.data.requests(users, np.zeros((len(users), 1), np.int32))
+        return jax.numpy.sum(
+            self.user_vectors(params, batch) * self.item_vectors(params, items), axis=-1
+        )
+
+    def evaluate(self, params: Params, split: str, *, intervals: bool = True) -> Evaluation:
+        """Measures parameters on "valid" or "test"."""
+        evaluation = self.config.evaluation
+        if not intervals:
+            evaluation = dataclasses.replace(evaluation, bootstrap_samples=0)
+        return evaluate_recommender(
+            self.recommender(params),
+            self.dataset,
+            split,
+            evaluation,
+            predict_ratings=functools.partial(self.predict, params),
+        )
+
+
+def describe_checkpoint(experiment: Experiment) -> dict[str, Any]:
+    """Returns what a checkpoint says about the run that wrote it."""
+    manifest = experiment.dataset.manifest
+    return {
+        "config": configs.to_dict(experiment.config),
+        "item_fingerprint": manifest.item_fingerprint,
+        "user_fingerprint": manifest.user_fingerprint,
+        "data_fingerprint": manifest.fingerprint,
+    }
+
+
+def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -> None:
+    """Refuses a checkpoint of another model or vocabulary, or, to resume, of another run.
+
+    Raises:
+      UserError: names what differs.
+    """
+    here = describe_checkpoint(experiment)
+    parts = ["model"]
+    if resume:
+        # What may change between two halves of a run: its length, its rhythm, its measurement.
+        parts += ["data", "objective", "optimizer", "training.seed", "training.batch_size"]
+        parts += ["training.average", "training.accumulate"]
+    for part in parts:
+        old, new = _at(saved["config"], part), _at(here["config"], part)
+        for path, was, now in _differences(part, old, new):
+            raise UserError(
+                f"the checkpoint was written with config.{path}={was!r} and the config has {now!r}."
+                " Use the config that it was written with, or another --workdir."
+            )
+    for what in ("item", "user"):
+        key = f"{what}_fingerprint"
+        if saved[key] != here[key]:
+            raise UserError(
+                f"the checkpoint was trained with another {what} vocabulary ({saved[key][:12]}) than"
+                f" the dataset has ({here[key][:12]}). Use the dataset that it was trained on, or "
+                "another --workdir."
+            )
+    if resume and saved["data_fingerprint"] != here["data_fingerprint"]:
+        raise UserError(
+            "the dataset has changed since the checkpoint was written (fingerprint "
+            f"{saved['data_fingerprint'][:12]}, now {here['data_fingerprint'][:12]}), so the run "
+            "cannot go on as it was. Use that dataset, or another --workdir."
+        )
+
+
+def load_trained(
+    workdir: str | Path, dataset: Dataset, *, step: int | None = None
+) -> tuple[Experiment, Params, int]:
+    """Opens what `train` left in a workdir.
+
+    Args:
+      workdir: the run's directory.
+      dataset: the dataset it was trained on, or one with the same vocabularies.
+      step: a checkpoint's step; None takes the best one, or the newest without validation.
+
+    Returns:
+      The experiment, the parameters and their step.
+
+    Raises:
+      UserError: without a checkpoint, or with one of another model or vocabulary.
+    """
+    workdir = Path(workdir)
+    experiment = Experiment.of(configs.load(workdir / "config.json"), dataset)
+    directory = workdir / "checkpoints"
+    checkpoints = Checkpoints(directory) if directory.exists() else None
+    steps = checkpoints.steps() if checkpoints else []
+    if checkpoints is None or not steps:
+        raise UserError(f"{workdir} has no checkpoint yet. Train first: scripts/train.py.")
+    try:
+        if step is None:
+            best = checkpoints.meta(steps[-1]).get("best_step")
+            step = best if best in steps else steps[-1]
+        elif step not in steps:
+            raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
+        check_same(checkpoints.meta(step), experiment, resume=False)
+        state = checkpoints.restore_raw(step)
+    finally:
+        checkpoints.close()
+    return experiment, state["average"] or state["params"], step
+
+
+def _at(tree: Any, path: str) -> Any:
+    for key in path.split("."):
+        tree = tree[key]
+    return tree
+
+
+def _differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in [*old, *(k for k in new if k not in old)]:
+            found += _differences(f"{path}.{key}", old.get(key), new.get(key))
+        return found
+    return [] if old == new else [(path, old, new)]

@@ -1,0 +1,91 @@
+"""What a run tells: metrics.jsonl, TensorBoard scalars, and a progress bar or plain lines."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+
+class MetricsLog:
+    """Appends JSON lines to metrics.jsonl and scalars to TensorBoard event files.
+
+    Opening it at a step drops later lines, which a killed run may have left: what follows will
+    write them again.
+    """
+
+    def __init__(self, workdir: Path, *, step: int):
+        self.path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.replace(self.path)
+        self._file = self.path.open("a")
+        self._board = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line, {"step": step, **values}."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the whole lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Progress:
+    """A live bar on a terminal, a plain line now and then elsewhere; nothing when quiet."""
+
+    def __init__(self, total: int, start: int, *, quiet: bool):
+        self._quiet, self._total, self._begun, self._start = quiet, total, time.monotonic(), start
+        self._bar = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def update(self, step: int, loss: float, examples_per_s: float) -> None:
+        """Shows where the run is."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {examples_per_s:,.0f} examples/s")
+            self._bar.update(step - self._bar.n)
+        elif not self._quiet:
+            done, left = max(1, step - self._start), self._total - step
+            eta = left * (time.monotonic() - self._begun) / done
+            print(
+                f"step {step:,}/{self._total:,}  loss {loss:.4f}  {examples_per_s:,.0f} examples/s"
+                f"  {eta:,.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        elif not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

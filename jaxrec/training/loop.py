@@ -1,0 +1,298 @@
+"""The training loop: owns time, checkpoints and telling; knows nothing of models."""
+
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec import config as configs
+from jaxrec.data.dataset import Dataset, open_dataset
+from jaxrec.sharding import replicate, shard_batch
+from jaxrec.training.checkpoints import Checkpoints
+from jaxrec.training.config import ExperimentConfig
+from jaxrec.training.experiment import Experiment, check_same, describe_checkpoint
+from jaxrec.training.logs import MetricsLog, Progress
+from jaxrec.training.prefetch import prefetch
+from jaxrec.training.step import StepMetrics, TrainState, init_state, make_step
+from jaxrec.typing import Batch, UserError
+
+
+class Stopped(Exception):
+    """Training was asked to stop (SIGTERM); what was done is saved and the same call goes on."""
+
+
+@dataclasses.dataclass
+class Course:
+    """How a run went so far; saved with each checkpoint.
+
+    Attributes:
+      best_step, best_value: the best validation so far.
+      misses: validations since then.
+      examples, seconds, steps: what throughput is made of; evaluation and compilation left out.
+      wall_s: seconds of all the processes that worked on the run.
+    """
+
+    best_step: int | None = None
+    best_value: float | None = None
+    misses: int = 0
+    examples: float = 0.0
+    seconds: float = 0.0
+    steps: int = 0
+    wall_s: float = 0.0
+
+
+def train(
+    config: ExperimentConfig,
+    data: Dataset | str | Path,
+    workdir: str | Path,
+    *,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Trains, validates and tests one experiment; goes on where an earlier call was cut off.
+
+    The workdir gets config.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end,
+    result.json. On a CPU a run that was killed and called again ends with the same parameters, bit
+    for bit, as one that never was.
+
+    Args:
+      config: the experiment.
+      data: a dataset, or the directory of one.
+      workdir: made when absent. One that holds another experiment is refused.
+      quiet: no progress on stderr.
+
+    Returns:
+      What result.json holds: metrics of the best parameters on "valid" and "test", "throughput"
+      (examples are loss terms), "steps", "epochs" and "wall_s".
+
+    Raises:
+      UserError: for a config that does not fit the data, a loss that is not a number, a checkpoint
+        that cannot be read or written.
+      Stopped: after SIGTERM, once the state is saved.
+    """
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    run = _Run(Experiment.of(config, dataset), Path(workdir), quiet=quiet)
+    try:
+        return run.finish()
+    finally:
+        run.close()
+
+
+class _Run:
+    """One call of `train`: the state on the device and everything around it."""
+
+    def __init__(self, experiment: Experiment, workdir: Path, *, quiet: bool):
+        self.experiment, self.workdir, self.quiet = experiment, workdir, quiet
+        config = experiment.config
+        self.config, self.begun = config.training, time.monotonic()
+        self.batches = config.data.batches(
+            experiment.dataset, self.config.batch_size, self.config.seed
+        )
+        self.total = self.config.steps or self.config.epochs * self.batches.steps_per_epoch
+        per_epoch = self.config.evaluate_epochs * self.batches.steps_per_epoch
+        self.evaluate_every = self.config.evaluate_every or per_epoch
+        self.mesh = config.mesh.build()
+        optimizer = config.optimizer.build(self.total)
+        statistics = config.objective.statistics(experiment.dataset)
+        self.statistics = replicate(statistics, self.mesh)
+        self.step = make_step(
+            experiment.model,
+            config.objective,
+            optimizer,
+            seed=self.config.seed,
+            accumulate=self.config.accumulate,
+            average=self.config.average,
+            capacity=self.config.capacity,
+        )
+        state = init_state(
+            experiment.model, optimizer, self.config.seed, average=self.config.average > 0
+        )
+        self.state: TrainState = replicate(state, self.mesh)
+        self.course = Course()
+        workdir.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=self.config.keep_last)
+        self.at = self._resume()
+        configs.save(config, workdir / "config.json")
+        self.log = MetricsLog(workdir, step=self.at)
+        self.progress = Progress(self.total, self.at, quiet=quiet)
+
+    def _resume(self) -> int:
+        steps = self.checkpoints.steps()
+        if not steps:
+            return 0
+        meta = self.checkpoints.meta(steps[-1])
+        check_same(meta, self.experiment, resume=True)
+        self.state = self.checkpoints.restore(steps[-1], self.state)
+        self.course = Course(**meta["course"])
+        if not self.quiet:
+            print(f"going on from step {steps[-1]:,} of {self.total:,}", flush=True)
+        return steps[-1]
+
+    def finish(self) -> dict[str, Any]:
+        """Trains what is left, then measures the best parameters."""
+        if not self._patience_is_over():
+            self._train()
+        self.checkpoints.wait()
+        best = self.course.best_step
+        if best is not None and best != self.at:
+            self.state = self.checkpoints.restore(best, self.state)
+        params = self.state.average or self.state.params
+        splits = {
+            split: self.experiment.evaluate(params, split, intervals=False)
+            for split in self._measured_splits()
+        }
+        course = self.course
+        result = {
+            **{split: evaluation.metrics for split, evaluation in splits.items()},
+            "throughput": {
+                "examples_per_s": course.examples / max(course.seconds, 1e-9),
+                "step_ms": 1e3 * course.seconds / max(course.steps, 1),
+            },
+            "steps": self.at,
+            "best_step": self.at if best is None else best,
+            "epochs": self.at / self.batches.steps_per_epoch,
+            "wall_s": self._wall_s(),
+        }
+        temporary = self.workdir / "result.json.tmp"
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.replace(self.workdir / "result.json")
+        return result
+
+    def _train(self) -> None:
+        window: list[StepMetrics] = []
+        since, fresh = time.monotonic(), True
+
+        def make(step: int) -> Batch:
+            return shard_batch(self.batches.batch(step), self.mesh)
+
+        batches = prefetch(make, self.at, self.total)
+        with _sigterm() as stop:
+            for batch in batches:
+                self.state, metrics = self.step(self.state, batch, self.statistics)
+                self.at += 1
+                window.append(metrics)
+                evaluate = self.at % self.evaluate_every == 0 or self.at == self.total
+                save = evaluate or self.at % self.config.checkpoint_every == 0 or stop.is_set()
+                if save or fresh or self.at % self.config.log_every == 0:
+                    self._account(window, time.monotonic() - since, count=not fresh)
+                    window, fresh = [], False
+                    if evaluate:
+                        self._validate()
+                    if save:
+                        self._save()
+                    since = time.monotonic()
+                if stop.is_set():
+                    self.checkpoints.wait()
+                    batches.close()
+                    raise Stopped(
+                        f"stopped at step {self.at:,} of {self.total:,}, which is saved; the same "
+                        "command goes on from there."
+                    )
+                if evaluate and self._patience_is_over():
+                    self.progress.say(
+                        f"no better validation in {self.course.misses} tries: stopping"
+                    )
+                    break
+        batches.close()
+
+    def _account(self, window: list[StepMetrics], seconds: float, *, count: bool) -> None:
+        """Fetches the metrics of some steps in one go, checks and writes them."""
+        fetched = jax.device_get(window)
+        first = self.at - len(fetched) + 1
+        for offset, metrics in enumerate(fetched):
+            if metrics.overflow:
+                raise UserError(
+                    f"step {first + offset} touched {metrics.overflow} rows of a table more than "
+                    f"config.training.capacity={self.config.capacity} allows. Raise it by at least "
+                    "that, or set it to 0."
+                )
+            if not math.isfinite(metrics.loss):
+                raise UserError(
+                    f"the loss of step {first + offset} is {metrics.loss}. The checkpoints before it"
+                    " are kept. Lower config.optimizer.learning_rate, set "
+                    "config.optimizer.clip_norm, or look for bad values in the data."
+                )
+        seconds = time.monotonic() - (time.monotonic() - seconds) if not count else seconds
+        examples = float(sum(m.examples for m in fetched))
+        if count:
+            # The first step of a process compiles, so it says nothing about speed.
+            self.course.examples += examples
+            self.course.seconds += seconds
+            self.course.steps += len(fetched)
+        loss = float(np.mean([m.loss for m in fetched]))
+        rate = examples / max(seconds, 1e-9)
+        self.log.write(self.at, {"train/loss": loss, "train/examples_per_s": rate})
+        self.progress.update(self.at, loss, rate)
+
+    def _validate(self) -> None:
+        if "valid" not in self._measured_splits():
+            return
+        params = self.state.average or self.state.params
+        evaluation = self.experiment.evaluate(params, "valid", intervals=False)
+        monitor = self.experiment.config.evaluation.monitor
+        value, course = evaluation.metrics[monitor], self.course
+        lower = monitor in ("rmse", "mae")
+        best = course.best_value
+        if best is None or (value < best if lower else value > best):
+            course.best_step, course.best_value, course.misses = self.at, value, 0
+        else:
+            course.misses += 1
+        self.log.write(self.at, {f"valid/{k}": v for k, v in evaluation.metrics.items()})
+        self.progress.say(
+            f"step {self.at:,}  valid {monitor} {value:.4f}  best {course.best_value:.4f} at step "
+            f"{course.best_step:,}"
+        )
+
+    def _save(self) -> None:
+        if self.at in self.checkpoints.steps():
+            return
+        self.course.wall_s, self.begun = self._wall_s(), time.monotonic()
+        meta = {
+            **describe_checkpoint(self.experiment),
+            "position": {"step": self.at, "epoch": self.at // self.batches.steps_per_epoch},
+            "course": dataclasses.asdict(self.course),
+            "best_step": self.course.best_step,
+        }
+        self.checkpoints.save(self.at, self.state, meta, best=self.course.best_step)
+
+    def _wall_s(self) -> float:
+        return self.course.wall_s + time.monotonic() - self.begun
+
+    def _patience_is_over(self) -> bool:
+        return 0 < self.config.patience <= self.course.misses
+
+    def _measured_splits(self) -> list[str]:
+        present = set(np.unique(self.experiment.dataset.split).tolist())
+        return [name for name, value in (("valid", 1), ("test", 2)) if value in present]
+
+    def close(self) -> None:
+        self.progress.close()
+        self.log.close()
+        self.checkpoints.close()
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, for as long as the context lasts; main thread only."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        event.set()
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
