@@ -1,4 +1,4 @@
-"""What the metrics share: the namespace of an array and a mean that survives an empty mask."""
+"""What the metrics share: array namespaces, floats, and a mean that survives an empty mask."""
 
 from typing import Any
 
@@ -14,6 +14,12 @@ def namespace(*arrays: Any) -> Any:
     return np if all(isinstance(array, plain) for array in arrays) else jnp
 
 
+def floats(array: Any) -> Any:
+    """Returns float64 for NumPy, JAX's default float for JAX, also under strict promotion."""
+    xp = namespace(array)
+    return xp.asarray(array).astype(xp.result_type(float))
+
+
 def mean(values: Array, *, where: Array | None = None) -> Any:
     """Mean over the last axis; 0, not NaN, when `where` leaves nothing.
 
@@ -25,7 +31,7 @@ def mean(values: Array, *, where: Array | None = None) -> Any:
       (...,) floats.
     """
     xp = namespace(values, where)
-    values = xp.asarray(values)
-    weights = xp.ones_like(values) if where is None else xp.asarray(where).astype(values.dtype)
-    total = xp.sum(xp.where(weights > 0, values, 0), axis=-1)
-    return total / xp.maximum(xp.sum(weights, axis=-1), 1)
+    values = floats(values)
+    counted = xp.ones(values.shape, bool) if where is None else xp.asarray(where).astype(bool)
+    total = xp.sum(xp.where(counted, values, 0.0), axis=-1)
+    return total / xp.maximum(floats(xp.sum(counted, axis=-1)), 1.0)

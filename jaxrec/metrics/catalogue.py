@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.metrics.arrays import namespace
+from jaxrec.metrics.arrays import floats, namespace
 from jaxrec.typing import Array
 
 
@@ -24,7 +24,7 @@ def exposure(recommended: Array, num_items: int) -> Any:
 def coverage(recommended: Array, num_items: int) -> Any:
     """The share of the catalogue that is recommended to anyone, in [0, 1]."""
     shown = exposure(recommended, num_items) > 0
-    return shown.sum() / max(num_items, 1)
+    return floats(shown.sum()) / max(num_items, 1)
 
 
 def gini(recommended: Array, num_items: int) -> Any:
@@ -34,8 +34,8 @@ def gini(recommended: Array, num_items: int) -> Any:
     every place.
     """
     xp = namespace(recommended)
-    shown = xp.sort(exposure(recommended, num_items)) * 1.0
-    rank = xp.arange(1, num_items + 1) * 1.0
+    shown = xp.sort(floats(exposure(recommended, num_items)))
+    rank = floats(xp.arange(1, num_items + 1))
     total = shown.sum()
     weighted = (shown * ((2 * rank - num_items - 1) / max(num_items, 1))).sum()
     return xp.where(total > 0, weighted / xp.maximum(total, 1.0), 0.0)
@@ -53,12 +53,12 @@ def novelty(recommended: Array, item_counts: Array) -> Any:
     (Zhou et al., 2010, arXiv 0808.2670)
     """
     xp = namespace(recommended, item_counts)
-    counts = xp.asarray(item_counts)
-    total = xp.maximum(counts[1:].sum(), 1)
-    return _mean_over_places(recommended, -xp.log2(xp.maximum(counts, 1) / total), xp)
+    counts = floats(xp.asarray(item_counts))
+    total = xp.maximum(counts[1:].sum(), 1.0)
+    return _mean_over_places(recommended, -xp.log2(xp.maximum(counts, 1.0) / total), xp)
 
 
 def _mean_over_places(recommended: Array, values: Array, xp: Any) -> Any:
-    values = xp.asarray(values)[1:] * 1.0
-    shown = exposure(xp.asarray(recommended), values.shape[0]) * 1.0
+    values = floats(xp.asarray(values))[1:]
+    shown = floats(exposure(xp.asarray(recommended), values.shape[0]))
     return (shown * values).sum() / xp.maximum(shown.sum(), 1.0)

@@ -15,7 +15,7 @@ float64, JAX arrays give JAX float32 and may be traced.
 
 from typing import Any
 
-from jaxrec.metrics.arrays import namespace
+from jaxrec.metrics.arrays import floats, namespace
 from jaxrec.typing import Array
 
 
@@ -26,9 +26,9 @@ def ndcg(hits: Array, num_relevant: Array, k: int, *, where: Array | None = None
     min(num_relevant, k) ranks. (Järvelin and Kekäläinen, 2002, doi:10.1145/582415.582418)
     """
     xp, hits, num_relevant = _prepare(hits, num_relevant, k)
-    discount = 1 / xp.log2(_ranks(xp, k, hits.ndim) + 1.0)
+    discount = 1 / xp.log2(_ranks(xp, k, hits.ndim) + 1)
     gain = xp.sum(xp.where(hits, discount[..., : hits.shape[-1]], 0.0), axis=-1)
-    perfect = _ranks(xp, k, hits.ndim) <= num_relevant[..., None]
+    perfect = _ranks(xp, k, hits.ndim) <= floats(num_relevant)[..., None]
     ideal = xp.sum(xp.where(perfect, discount, 0.0), axis=-1)
     return _ratio(xp, gain, ideal, where)
 
@@ -42,9 +42,7 @@ def recall(hits: Array, num_relevant: Array, k: int, *, where: Array | None = No
 def hit_rate(hits: Array, num_relevant: Array, k: int, *, where: Array | None = None) -> Any:
     """1 for a user with any relevant item among the first k, otherwise 0."""
     xp, hits, num_relevant = _prepare(hits, num_relevant, k)
-    return _ratio(
-        xp, xp.any(hits, axis=-1) * 1.0, xp.ones_like(num_relevant), where, num_relevant > 0
-    )
+    return _ratio(xp, xp.any(hits, axis=-1), xp.ones_like(num_relevant), where, num_relevant > 0)
 
 
 def precision(hits: Array, num_relevant: Array, k: int, *, where: Array | None = None) -> Any:
@@ -72,13 +70,13 @@ def average_precision(
     perfect list has 1.
     """
     xp, hits, num_relevant = _prepare(hits, num_relevant, k)
-    at_rank = xp.cumsum(hits, axis=-1) / _ranks(xp, hits.shape[-1], hits.ndim)
+    at_rank = floats(xp.cumsum(hits, axis=-1)) / _ranks(xp, hits.shape[-1], hits.ndim)
     total = xp.sum(xp.where(hits, at_rank, 0.0), axis=-1)
     return _ratio(xp, total, xp.minimum(num_relevant, k), where)
 
 
 def _ranks(xp: Any, size: int, ndim: int) -> Any:
-    return xp.arange(1, size + 1).reshape((1,) * (ndim - 1) + (size,))
+    return floats(xp.arange(1, size + 1)).reshape((1,) * (ndim - 1) + (size,))
 
 
 def _prepare(hits: Array, num_relevant: Array, k: int) -> tuple[Any, Any, Any]:
@@ -91,4 +89,4 @@ def _ratio(xp: Any, top: Any, bottom: Any, where: Array | None, defined: Any | N
     valid = bottom > 0 if defined is None else defined
     if where is not None:
         valid = valid & xp.asarray(where).astype(bool)
-    return xp.where(valid, top / xp.where(valid, bottom, 1), 0.0)
+    return xp.where(valid, floats(top) / floats(xp.where(valid, bottom, 1)), 0.0)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxrec.metrics.arrays import mean, namespace
+from jaxrec.metrics.arrays import floats, mean, namespace
 from jaxrec.typing import Array
 
 
@@ -27,4 +27,4 @@ def mae(predictions: Array, labels: Array, *, where: Array | None = None) -> Any
 
 
 def _difference(xp: Any, predictions: Array, labels: Array) -> Any:
-    return xp.asarray(predictions) * 1.0 - xp.asarray(labels)
+    return floats(xp.asarray(predictions)) - floats(xp.asarray(labels))

@@ -55,6 +55,9 @@ def top_k_dot(
             precision=lax.Precision.HIGHEST,  # TF32 or bfloat16 passes would not be exact
             preferred_element_type=jnp.float32,
         )
+        if users.shape[1] == 1:
+            # A product that is not added to anything may be -0, which top-k puts after 0.
+            scores = jnp.where(scores == 0, 0.0, scores)
         inside = (exclude >= start) & (exclude < start + size)
         # A negative index would wrap around to the end; `size` is out of bounds and dropped.
         column = jnp.where(inside, exclude - start, size)

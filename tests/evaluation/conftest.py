@@ -1,12 +1,15 @@
-"""Datasets made by hand for the tests of evaluation."""
+"""Fixtures: functions that make datasets by hand."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from jaxrec.data.dataset import Dataset, Manifest
 
 
-def dataset_of(
+def _dataset_of(
     events: list[tuple[int, int, int]],
     *,
     num_items: int,
@@ -40,7 +43,7 @@ def dataset_of(
     )
 
 
-def random_dataset(
+def _random_dataset(
     seed: int, *, num_users: int, num_items: int, mean_length: int, num_targets: int = 1
 ) -> Dataset:
     """Random histories; the last `num_targets` events are for test, those before for validation.
@@ -55,4 +58,16 @@ def random_dataset(
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(users)) - 1
     split = np.where(left < num_targets, 2, np.where(left < 2 * num_targets, 1, 0))
     events = np.stack([users, items, split], axis=1)
-    return dataset_of([tuple(e) for e in events.tolist()], num_items=num_items, num_users=num_users)
+    return _dataset_of(
+        [tuple(e) for e in events.tolist()], num_items=num_items, num_users=num_users
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset_of() -> Callable[..., Dataset]:
+    return _dataset_of
+
+
+@pytest.fixture(scope="session")
+def random_dataset() -> Callable[..., Dataset]:
+    return _random_dataset
