@@ -74,4 +74,4 @@ def _cell(evaluation: Evaluation, name: str) -> tuple[str, str]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:.4f}" if abs(value) < 2 else f"{value:,.2f}"

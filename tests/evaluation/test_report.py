@@ -111,7 +111,7 @@ def test_report_holds_every_number(tmp_path, evaluations):
     cells = set(page.cells)
     for evaluation in evaluations.values():
         for name, value in evaluation.metrics.items():
-            text = f"{value:.4f}" if value < 10 else f"{value:,.1f}"
+            text = f"{value:.4f}" if value < 2 else f"{value:,.2f}"
             interval = evaluation.intervals.get(name)
             if interval:
                 text += f"[{interval[0]:.4f}, {interval[1]:.4f}]"
