@@ -160,7 +160,9 @@ def _fit(value: Any, hint: Any) -> Any:
         return value if value in args else _MISFIT
     if origin is tuple:
         values = tuple(value) if isinstance(value, list | tuple) else (value,)
-        kinds = args if len(args) == len(values) and Ellipsis not in args else args[:1] * len(values)
+        kinds = (
+            args if len(args) == len(values) and Ellipsis not in args else args[:1] * len(values)
+        )
         fits = tuple(_fit(v, kind) for v, kind in zip(values, kinds, strict=True))
         return _MISFIT if _MISFIT in fits else fits
     if hint in (None, type(None)):

@@ -1,0 +1,33 @@
+"""Measuring recommenders: ranking against the whole catalogue, baselines, tables and reports."""
+
+from jaxrec.evaluation.baselines import ItemKNN, Popularity, RecentPopularity
+from jaxrec.evaluation.breakdown import Group
+from jaxrec.evaluation.ranking import (
+    Evaluation,
+    EvaluationConfig,
+    Recommender,
+    evaluate_recommender,
+)
+from jaxrec.evaluation.ratings import rating_errors
+from jaxrec.evaluation.report import write_report
+from jaxrec.evaluation.requests import Requests, requests_of
+from jaxrec.evaluation.retriever import RetrieverRecommender
+from jaxrec.evaluation.table import main_metrics, metrics_table
+
+__all__ = [
+    "Evaluation",
+    "EvaluationConfig",
+    "Group",
+    "ItemKNN",
+    "Popularity",
+    "RecentPopularity",
+    "Recommender",
+    "Requests",
+    "RetrieverRecommender",
+    "evaluate_recommender",
+    "main_metrics",
+    "metrics_table",
+    "rating_errors",
+    "requests_of",
+    "write_report",
+]

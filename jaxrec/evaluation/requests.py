@@ -1,0 +1,158 @@
+"""What is asked of a recommender in evaluation: users, what they did so far, what they did next."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from jaxrec.data.dataset import SPLITS, TRAIN, Dataset
+from jaxrec.typing import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Requests:
+    """Users of one split that have both a history and something to find.
+
+    Row u of a pair of `items` and `offsets` is items[offsets[u]:offsets[u + 1]].
+
+    Attributes:
+      users: (U,) int32 user indices, ascending.
+      history_items: int32 item indices before the split, in time order inside a user.
+      history_offsets: (U + 1,) int64.
+      target_items: int32 item indices to find, distinct and ascending inside a user.
+      target_offsets: (U + 1,) int64.
+      num_items: size of the catalogue; item indices are 1..num_items.
+      without_history: how many users have targets but no history; they are left out.
+    """
+
+    users: np.ndarray
+    history_items: np.ndarray
+    history_offsets: np.ndarray
+    target_items: np.ndarray
+    target_offsets: np.ndarray
+    num_items: int
+    without_history: int = 0
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @functools.cached_property
+    def history_lengths(self) -> np.ndarray:
+        """(U,) int64: number of events in each history."""
+        return np.diff(self.history_offsets)
+
+    @functools.cached_property
+    def num_targets(self) -> np.ndarray:
+        """(U,) int64: number of distinct items to find."""
+        return np.diff(self.target_offsets)
+
+    def padded_history(self, max_len: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """The latest `max_len` events of some histories, aligned to the right, 0 before them.
+
+        Args:
+          max_len: number of columns.
+          rows: (B,) int positions in `users`, repeats allowed; all of them by default.
+
+        Returns:
+          (B, max_len) int32.
+        """
+        assert max_len >= 1, max_len
+        starts, ends = self._bounds(rows)
+        index = ends[:, None] + np.arange(-max_len, 0)
+        where = index >= starts[:, None]
+        return np.where(where, self.history_items[np.where(where, index, 0)], 0)
+
+    def padded_seen(self, rows: np.ndarray, width: int) -> np.ndarray:
+        """Every item of some histories, aligned to the left, 0 after them.
+
+        Args:
+          rows: (B,) int positions in `users`, repeats allowed.
+          width: number of columns, no less than the longest of these histories.
+
+        Returns:
+          (B, width) int32; an item that was met twice is there twice.
+        """
+        starts, ends = self._bounds(rows)
+        assert width >= (ends - starts).max(initial=0), width
+        index = starts[:, None] + np.arange(width)
+        where = index < ends[:, None]
+        return np.where(where, self.history_items[np.where(where, index, 0)], 0)
+
+    def _bounds(self, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        starts, ends = self.history_offsets[:-1], self.history_offsets[1:]
+        return (starts, ends) if rows is None else (starts[rows], ends[rows])
+
+
+def requests_of(dataset: Dataset, split: str) -> Requests:
+    """Returns what the evaluation of a split asks.
+
+    Histories are the training events for "valid", the training and validation events for "test".
+    Where the split was drawn at random, a history may hold events later than the targets.
+
+    Args:
+      dataset: a prepared dataset.
+      split: "valid" or "test".
+
+    Raises:
+      UserError: for another split, or when no user has both a history and targets in it.
+    """
+    if split not in ("valid", "test"):
+        raise UserError(f"evaluation wants the split 'valid' or 'test'; got {split!r}.")
+    marks, users = np.asarray(dataset.split), np.asarray(dataset.users)
+    is_target = marks == SPLITS[split]
+    is_history = marks == TRAIN if split == "valid" else ~is_target
+    # A user may lack a validation event and still have a test one: rows go by what is there.
+    num_targets = np.bincount(users[is_target], minlength=dataset.num_users + 1)
+    num_history = np.bincount(users[is_history], minlength=dataset.num_users + 1)
+    kept = (num_targets > 0) & (num_history > 0)
+    if not kept.any():
+        raise UserError(
+            f"no user has both a history and an event in the {split} split, so there is nothing to "
+            "evaluate. Prepare the dataset with another split or a lower --min_user_events."
+        )
+    is_history &= kept[users]
+    is_target &= kept[users]
+    targets = np.unique(_pairs(users[is_target], dataset.items[is_target], dataset.num_items))
+    target_users, target_items = np.divmod(targets, dataset.num_items + 1)
+    distinct = np.bincount(target_users, minlength=dataset.num_users + 1)
+    return Requests(
+        users=np.flatnonzero(kept).astype(np.int32),
+        history_items=np.asarray(dataset.items[is_history], np.int32),
+        history_offsets=_offsets(num_history[kept]),
+        target_items=target_items.astype(np.int32),
+        target_offsets=_offsets(distinct[kept]),
+        num_items=dataset.num_items,
+        without_history=int(((num_targets > 0) & ~kept).sum()),
+    )
+
+
+def _pairs(rows: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
+    return rows.astype(np.int64) * (num_items + 1) + items
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def match(requests: Requests, recommended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compares recommendations with targets.
+
+    Args:
+      requests: U users with T targets in all.
+      recommended: (U, K) int item indices, distinct inside a row but for 0, which is no item.
+
+    Returns:
+      hits: (U, K) bool; whether each recommendation is a target of its user.
+      ranks: (T,) int32; the place of each target in its user's list, from 0, or K where absent.
+    """
+    num_places = recommended.shape[1]
+    rows = np.arange(len(requests))
+    targets = _pairs(
+        np.repeat(rows, requests.num_targets), requests.target_items, requests.num_items
+    )
+    places = _pairs(rows[:, None], recommended, requests.num_items)
+    found = np.minimum(np.searchsorted(targets, places), len(targets) - 1)
+    hits = targets[found] == places
+    ranks = np.full(len(targets), num_places, np.int32)
+    ranks[found[hits]] = np.nonzero(hits)[1]
+    return hits, ranks

@@ -1,0 +1,73 @@
+"""Fixtures: functions that make datasets by hand."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jaxrec.data.dataset import Dataset, Manifest
+
+
+def _dataset_of(
+    events: list[tuple[int, int, int]],
+    *,
+    num_items: int,
+    num_users: int | None = None,
+    times: list[int] | None = None,
+    labels: list[float] | None = None,
+) -> Dataset:
+    """A dataset from (user, item, split) events, sorted by user and then time."""
+    users, items, split = np.array(events, np.int32).reshape(-1, 3).T
+    count = num_users or int(users.max())
+    return Dataset(
+        manifest=Manifest(
+            num_users=count,
+            num_items=num_items,
+            num_events=len(users),
+            split={"name": "by_hand"},
+            columns={},
+            fingerprint="",
+            user_fingerprint="",
+            item_fingerprint="",
+            sources=[],
+            report=[],
+        ),
+        users=users,
+        items=items,
+        times=np.arange(len(users)) if times is None else np.array(times, np.int64),
+        split=split.astype(np.uint8),
+        labels=None if labels is None else np.array(labels, np.float32),
+        user_vocabulary=pd.DataFrame({"id": [f"u{i}" for i in range(1, count + 1)]}),
+        item_vocabulary=pd.DataFrame({"id": [f"i{i}" for i in range(1, num_items + 1)]}),
+    )
+
+
+def _random_dataset(
+    seed: int, *, num_users: int, num_items: int, mean_length: int, num_targets: int = 1
+) -> Dataset:
+    """Random histories; the last `num_targets` events are for test, those before for validation.
+
+    A user whose history is shorter has fewer of them, or none.
+    """
+    random = np.random.default_rng(seed)
+    lengths = 1 + random.poisson(mean_length - 1, num_users)
+    users = np.repeat(np.arange(1, num_users + 1), lengths)
+    popularity = random.permutation(1 / np.arange(1, num_items + 1))
+    items = 1 + random.choice(num_items, len(users), p=popularity / popularity.sum())
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(users)) - 1
+    split = np.where(left < num_targets, 2, np.where(left < 2 * num_targets, 1, 0))
+    events = np.stack([users, items, split], axis=1)
+    return _dataset_of(
+        [tuple(e) for e in events.tolist()], num_items=num_items, num_users=num_users
+    )
+
+
+@pytest.fixture(scope="session")
+def dataset_of() -> Callable[..., Dataset]:
+    return _dataset_of
+
+
+@pytest.fixture(scope="session")
+def random_dataset() -> Callable[..., Dataset]:
+    return _random_dataset
