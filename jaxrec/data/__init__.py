@@ -1,0 +1,22 @@
+"""From raw logs to datasets on disk: readers, cleaning, splits, vocabularies, public data sets."""
+
+from jaxrec.data.dataset import TEST, TRAIN, VALID, Dataset, Manifest, open_dataset
+from jaxrec.data.downloads import fetch
+from jaxrec.data.prepare import build, format_report, prepare
+from jaxrec.data.recipe import Recipe
+from jaxrec.data.synthetic import synthetic
+
+__all__ = [
+    "TEST",
+    "TRAIN",
+    "VALID",
+    "Dataset",
+    "Manifest",
+    "Recipe",
+    "build",
+    "fetch",
+    "format_report",
+    "open_dataset",
+    "prepare",
+    "synthetic",
+]
