@@ -33,9 +33,11 @@ def clean(frame: pd.DataFrame, recipe: Recipe) -> tuple[pd.DataFrame, list[dict[
       "left_users", "left_items".
 
     Raises:
-      UserError: for a time or label that is no number, with its row, and when a rule drops the
-        last event.
+      UserError: for a time or label that is no number, with its row; when there is no event; when a
+        rule drops the last one.
     """
+    if frame.empty:
+        raise UserError("the log has no rows. Give at least one event.")
     events, missing = _typed(frame, recipe)
     log = _Log(events=events, report=[]).note("read")
     log = log.drop("missing user or item", missing["id"])
@@ -45,7 +47,7 @@ def clean(frame: pd.DataFrame, recipe: Recipe) -> tuple[pd.DataFrame, list[dict[
         log = log.drop("missing label", missing["label"][log.events.index])
     log = _in_order(log)
     if recipe.time_column is not None:
-        log = log.drop("exact duplicates", log.events.duplicated().to_numpy())
+        log = log.drop("exact duplicates", _duplicates(log.events))
     if recipe.keep != "all":
         repeated = pd.Series(_pair_keys(log.events)).duplicated(keep=recipe.keep)
         log = log.drop(f"repeated events (keep={recipe.keep})", repeated.to_numpy())
@@ -124,14 +126,29 @@ def _labels(values: pd.Series, name: str) -> np.ndarray:
 
 
 def _in_order(log: _Log) -> _Log:
-    users = log.events["user"].cat.codes.to_numpy()
-    keys = (
-        (log.events["time"].to_numpy().view(np.int64), users) if "time" in log.events else (users,)
-    )
-    order = np.lexsort(keys)
+    users = log.events["user"].cat.codes.to_numpy().astype(np.int64)
+    if "time" in log.events:
+        times = log.events["time"].to_numpy().view(np.int64)
+        first, span = int(times.min()), int(times.max()) - int(times.min()) + 1
+        if (int(users.max()) + 1) * span < 2**63:  # one key is sorted in half the time of two
+            order = np.argsort(users * span + (times - first), kind="stable")
+        else:
+            order = np.lexsort((times, users))
+    else:
+        order = np.argsort(users, kind="stable")
     if (order[1:] > order[:-1]).all():
         return log
     return dataclasses.replace(log, events=log.events.iloc[order])
+
+
+def _duplicates(events: pd.DataFrame) -> np.ndarray:
+    """Marks all but the first of equal rows; they lie in one run of equal user and time."""
+    users, times = events["user"].cat.codes.to_numpy(), events["time"].to_numpy()
+    tied = np.zeros(len(events) + 1, bool)
+    tied[1:-1] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    where = tied[1:] | tied[:-1]
+    where[where] = events[where].duplicated().to_numpy()
+    return where
 
 
 def _pair_keys(events: pd.DataFrame) -> np.ndarray:
