@@ -1,8 +1,12 @@
-"""Data: prepared datasets and training batches."""
+"""From raw logs to datasets on disk: readers, cleaning, splits, vocabularies, public data sets, batches."""
 
 from jaxrec.data.batches import SequenceData
 from jaxrec.data.dataset import TEST, TRAIN, VALID, Dataset, Manifest, open_dataset
+from jaxrec.data.downloads import fetch
 from jaxrec.data.pairs import PairData
+from jaxrec.data.prepare import build, format_report, prepare
+from jaxrec.data.recipe import Recipe
+from jaxrec.data.synthetic import synthetic
 
 __all__ = [
     "TEST",
@@ -11,6 +15,12 @@ __all__ = [
     "Dataset",
     "Manifest",
     "PairData",
+    "Recipe",
     "SequenceData",
+    "build",
+    "fetch",
+    "format_report",
     "open_dataset",
+    "prepare",
+    "synthetic",
 ]

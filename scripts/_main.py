@@ -1,0 +1,56 @@
+"""What every script does around its work: flags, errors as one sentence, exit codes."""
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from absl import app
+
+from jaxrec.typing import UserError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, runs `main` and exits: 0 only on success, 130 on Ctrl-C, 143 on SIGTERM.
+
+    Mistakes of the user and a disk that takes no more end in one sentence on stderr and exit code
+    1. Anything else is a defect and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    app.run(lambda argv: sys.exit(_guard(main, argv)))
+
+
+def _guard(main: Callable[[], None], argv: list[str]) -> int:
+    try:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}. Flags are written --name=value.")
+        main()
+    except UserError as error:
+        return _say(str(error))
+    except KeyboardInterrupt:
+        _say("interrupted.")
+        return 130
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        if error.errno in _DISK:
+            return _say(
+                f"the disk is full or over its limit{where}. Free some space and run again."
+            )
+        if error.errno in _ACCESS:
+            return _say(f"{error.strerror}{where}. Choose a place that you may use.")
+        raise
+    return 0
+
+
+def _say(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 1
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    # An exception, and not the default sudden death, so that half-written files are removed.
+    sys.exit(128 + signum)

@@ -1,0 +1,99 @@
+"""Makes a dataset directory of a raw log.
+
+python scripts/prepare.py --input=ratings.csv --output=data/ratings --time_column=timestamp
+"""
+
+from typing import cast
+
+from _main import run
+from absl import flags
+
+from jaxrec.data import format_report, prepare
+from jaxrec.data.downloads import NAMES
+from jaxrec.data.readers import ENGINES
+from jaxrec.data.recipe import KEEP_NAMES, SPLIT_NAMES, Options, Recipe, choose
+from jaxrec.typing import UserError
+
+_DEFAULTS = Recipe()
+
+flags.DEFINE_multi_string(
+    "input",
+    [],
+    "The log: a .csv, .tsv (also .gz) or .parquet file, a glob or a directory; may be repeated. Or "
+    f"'synthetic', or the name of a public data set: {', '.join(NAMES)}.",
+)
+flags.DEFINE_string("output", None, "Directory to make. It appears whole or not at all.")
+flags.DEFINE_string("user_column", _DEFAULTS.user_column, "Column of the user ids.")
+flags.DEFINE_string("item_column", _DEFAULTS.item_column, "Column of the item ids.")
+flags.DEFINE_string(
+    "time_column",
+    None,
+    "Column of the times: numbers, or dates (UTC unless they say). Without it, rows are in time "
+    "order.",
+)
+flags.DEFINE_string("label_column", None, "Column of numbers to learn, such as ratings.")
+flags.DEFINE_string("split_column", None, "Column of train, valid and test, for --split=given.")
+flags.DEFINE_string(
+    "items", None, "File of item metadata with the item column, e.g. title, genres."
+)
+flags.DEFINE_string("users", None, "File of user metadata with the user column.")
+flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events, until it is stable.")
+flags.DEFINE_integer("min_item_events", 0, "Drop items with fewer events, until it is stable.")
+flags.DEFINE_float("min_label", None, "Drop events with a smaller label: they are not positive.")
+flags.DEFINE_string(
+    "keep",
+    _DEFAULTS.keep,
+    f"Which of a user's events on one item to keep: {', '.join(KEEP_NAMES)}.",
+)
+flags.DEFINE_string("split", _DEFAULTS.split, f"How to split: {', '.join(SPLIT_NAMES)}.")
+flags.DEFINE_float(
+    "valid_fraction", _DEFAULTS.valid_fraction, "Validation share, for temporal and random."
+)
+flags.DEFINE_float("test_fraction", _DEFAULTS.test_fraction, "Test share, for temporal and random.")
+flags.DEFINE_string(
+    "valid_from",
+    None,
+    "Start of validation for --split=temporal: a date, or a number like the log's.",
+)
+flags.DEFINE_string("test_from", None, "Start of test for --split=temporal.")
+flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of --split=random and of --input=synthetic.")
+flags.DEFINE_string("engine", "pandas", f"What reads the files: {', '.join(ENGINES)}.")
+flags.DEFINE_bool("overwrite", False, "Replace a dataset that is there already.")
+flags.DEFINE_string(
+    "local", None, "For a named --input, a copy of its archive: no network is used."
+)
+flags.DEFINE_string("downloads", None, "Where named inputs are kept; ~/.cache/jaxrec if not said.")
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """Prepares, and prints what was dropped and what came out."""
+    if not FLAGS.input or not FLAGS.output:
+        raise UserError("give the log and the directory to make: --input=FILE --output=DIR.")
+    choose("engine", FLAGS.engine, ENGINES)
+    values = FLAGS.flag_values_dict()
+    # Flags left alone are not passed on: named inputs know their own columns.
+    chosen = {name: values[name] for name in Options.__annotations__ if FLAGS[name].present}
+    dataset = prepare(
+        FLAGS.input,
+        FLAGS.output,
+        items=FLAGS.items,
+        users=FLAGS.users,
+        engine=FLAGS.engine,
+        overwrite=FLAGS.overwrite,
+        local=FLAGS.local,
+        downloads=FLAGS.downloads,
+        **cast(Options, chosen),
+    )
+    manifest = dataset.manifest
+    print(format_report(manifest.report))
+    parts = ", ".join(f"{count:,} {name}" for name, count in manifest.split["events"].items())
+    print(
+        f"\n{FLAGS.output}: {manifest.num_users:,} users, {manifest.num_items:,} items, "
+        f"{manifest.num_events:,} events; split {manifest.split['name']}: {parts}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
