@@ -24,7 +24,7 @@ from jaxrec.evaluation import (
     EvaluationConfig,
     Requests,
     RetrieverRecommender,
-    evaluate_recommender,
+    evaluate,
     requests_of,
 )
 from jaxrec.typing import Batch
@@ -106,7 +106,7 @@ def main(_: list[str]) -> None:
 
     def run() -> float:
         start = time.perf_counter()
-        evaluate_recommender(retriever, dataset, "test", config)
+        evaluate(retriever, dataset, "test", config)
         return time.perf_counter() - start
 
     first = run()
@@ -123,8 +123,8 @@ def main(_: list[str]) -> None:
         "users_per_s": round(len(requests) / seconds),
     }
     if _PEER.value:
-        peer = evaluate_recommender(_FullMatrix(users, items), dataset, "test", config)
-        ours = evaluate_recommender(retriever, dataset, "test", config)
+        peer = evaluate(_FullMatrix(users, items), dataset, "test", config)
+        ours = evaluate(retriever, dataset, "test", config)
         result["numpy_full_matrix_s"] = round(peer.seconds, 3)
         result["times_faster"] = round(peer.seconds / seconds, 1)
         result["same_metrics"] = bool(

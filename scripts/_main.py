@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from absl import app
+from absl import app, flags, logging
 
-from jaxrec.typing import UserError
+from jaxrec.typing import Stopped, UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -25,12 +25,18 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _guard(main: Callable[[], None], argv: list[str]) -> int:
+    if flags.FLAGS["verbosity"].using_default_value:
+        # Orbax and JAX tell every step of their work at INFO.
+        logging.set_verbosity(logging.ERROR)
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}. Flags are written --name=value.")
         main()
     except UserError as error:
         return _say(str(error))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         _say("interrupted.")
         return 130

@@ -1,7 +1,6 @@
 """Checkpoints: Orbax directories with the state, the config, the vocabulary and the position."""
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from jaxrec.typing import UserError
-
-# Orbax tells each step of its work at INFO and warns about what single-host runs do not need.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class KeepLastAndBest(checkpoint_managers.PreservationPolicy):

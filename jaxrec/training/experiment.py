@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
-from jaxrec.evaluation import Evaluation, Requests, RetrieverRecommender, evaluate_recommender
+from jaxrec.evaluation import Evaluation, Requests, RetrieverRecommender, evaluate
 from jaxrec.functional import Functional, functional
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
@@ -47,6 +47,22 @@ class Experiment:
         """Jitted (params, ids) to ids.shape + (D,)."""
         return jax.jit(functools.partial(self.model.apply, method="item_vectors"))
 
+    def measuring(
+        self, *, ks: tuple[int, ...] = (), mask_seen: bool | None = None
+    ) -> "Experiment":
+        """Returns the experiment with other cut-offs or another mask; () and None leave them."""
+        evaluation = self.config.evaluation
+        if ks:
+            monitor = evaluation.monitor
+            if "@" in monitor and int(monitor.partition("@")[2]) not in ks:
+                monitor = f"{monitor.partition('@')[0]}@{ks[0]}"
+            evaluation = dataclasses.replace(evaluation, ks=ks, monitor=monitor)
+        if mask_seen is not None:
+            evaluation = dataclasses.replace(evaluation, mask_seen=mask_seen)
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, evaluation=evaluation)
+        )
+
     def recommender(self, params: Params) -> RetrieverRecommender:
         """Returns the model with these parameters as a recommender."""
         data = self.config.data
@@ -74,7 +90,7 @@ class Experiment:
         evaluation = self.config.evaluation
         if not intervals:
             evaluation = dataclasses.replace(evaluation, bootstrap_samples=0)
-        return evaluate_recommender(
+        return evaluate(
             self.recommender(params),
             self.dataset,
             split,

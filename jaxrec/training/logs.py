@@ -35,7 +35,8 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            # TensorBoard takes no @ in a name.
+            self._board.add_scalar(name.replace("@", "_at_"), value, step)
 
     def close(self) -> None:
         self._file.close()

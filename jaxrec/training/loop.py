@@ -24,11 +24,7 @@ from jaxrec.training.experiment import Experiment, check_same, describe_checkpoi
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.step import StepMetrics, TrainState, init_state, make_step
-from jaxrec.typing import Batch, UserError
-
-
-class Stopped(Exception):
-    """Training was asked to stop (SIGTERM); what was done is saved and the same call goes on."""
+from jaxrec.typing import Batch, Stopped, UserError
 
 
 @dataclasses.dataclass
@@ -221,7 +217,6 @@ class _Run:
                     " are kept. Lower config.optimizer.learning_rate, set "
                     "config.optimizer.clip_norm, or look for bad values in the data."
                 )
-        seconds = time.monotonic() - (time.monotonic() - seconds) if not count else seconds
         examples = float(sum(m.examples for m in fetched))
         if count:
             # The first step of a process compiles, so it says nothing about speed.

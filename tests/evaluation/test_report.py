@@ -12,7 +12,7 @@ from jaxrec.evaluation import (
     EvaluationConfig,
     Popularity,
     RecentPopularity,
-    evaluate_recommender,
+    evaluate,
     metrics_table,
     write_report,
 )
@@ -56,8 +56,8 @@ class Page(HTMLParser):
 def evaluations(random_dataset):
     dataset = random_dataset(0, num_users=80, num_items=30, mean_length=9)
     return {
-        "model": evaluate_recommender(RecentPopularity(dataset), dataset, "test"),
-        "popularity": evaluate_recommender(Popularity(dataset), dataset, "test"),
+        "model": evaluate(RecentPopularity(dataset), dataset, "test"),
+        "popularity": evaluate(Popularity(dataset), dataset, "test"),
     }
 
 

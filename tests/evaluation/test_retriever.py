@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.evaluation import EvaluationConfig, RetrieverRecommender, evaluate_recommender
+from jaxrec.evaluation import EvaluationConfig, RetrieverRecommender, evaluate
 from jaxrec.evaluation import requests_of as requests_of_split
 from jaxrec.typing import Batch
 
@@ -78,5 +78,5 @@ def test_seen_targets_are_misses_when_masked(random_dataset):
     recommender = retriever(users, items, EvaluationConfig())
     config = EvaluationConfig(ks=(5,), monitor="recall@5")
     unmasked = EvaluationConfig(ks=(5,), monitor="recall@5", mask_seen=False)
-    assert evaluate_recommender(recommender, dataset, "test", config).metrics["recall@5"] < 0.2
-    assert evaluate_recommender(recommender, dataset, "test", unmasked).metrics["recall@5"] == 1
+    assert evaluate(recommender, dataset, "test", config).metrics["recall@5"] < 0.2
+    assert evaluate(recommender, dataset, "test", unmasked).metrics["recall@5"] == 1

@@ -1,0 +1,46 @@
+"""Configs from the command line: --config=FILE and --config.path.to.field=value."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxrec.config import override
+from jaxrec.typing import UserError
+
+
+def take_overrides() -> list[tuple[str, str]]:
+    """Takes --config.a.b=v and --config.a.b v out of sys.argv, before absl sees them."""
+    rest, overrides, words = [], [], iter(sys.argv)
+    for word in words:
+        name = word.lstrip("-")
+        if not (word.startswith("-") and name.startswith("config.")):
+            rest.append(word)
+            continue
+        path, equals, value = name.removeprefix("config.").partition("=")
+        overrides.append((path, value if equals else next(words, "")))
+    sys.argv[:] = rest
+    return overrides
+
+
+def load_config(path: str, overrides: list[tuple[str, str]]) -> Any:
+    """Runs get_config() of a config file and applies the overrides in order.
+
+    Raises:
+      UserError: when the file is absent or has no get_config, or an override does not fit.
+    """
+    file = Path(path)
+    if not file.is_file():
+        there = sorted(str(p) for p in Path("configs").glob("*.py"))
+        raise UserError(f"--config={path} does not exist. There are: {', '.join(there) or 'none'}.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path} defines no get_config().")
+    config = module.get_config()
+    for name, value in overrides:
+        config = override(config, name, value)
+    return config
