@@ -52,7 +52,8 @@ def test_movielens_of_every_size_has_the_standard_columns(
 ) -> None:
     local = archive(tmp_path, name)
     if unpacked:
-        zipfile.ZipFile(local).extractall(tmp_path / "unpacked")
+        with zipfile.ZipFile(local) as zipped:
+            zipped.extractall(tmp_path / "unpacked")
         local = tmp_path / "unpacked"
     log = fetch(name, tmp_path, local=local)
     assert log.events.columns.tolist() == ["user_id", "item_id", "rating", "timestamp"]
@@ -81,6 +82,8 @@ def test_a_plain_table_stands_in_for_an_archive(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "a.csv", index=False)
     log = fetch("amazon-beauty", tmp_path, local=tmp_path / "a.csv")
     pd.testing.assert_frame_equal(log.events, frame)
+    data = prepare("amazon-beauty", tmp_path / "out", local=tmp_path / "a.csv")
+    assert (data.times.tolist(), data.labels) == ([3], None)
 
 
 def test_a_copy_that_is_something_else_is_refused(tmp_path: Path) -> None:

@@ -128,16 +128,21 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
-def test_a_signal_stops_it_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [(signal.SIGINT, 130, "error: interrupted.\n"), (signal.SIGTERM, 143, "")],
+)
+def test_a_signal_stops_it_and_leaves_nothing(
+    tmp_path: Path, number: int, code: int, message: str
+) -> None:
     os.mkfifo(tmp_path / "log.csv")  # a log whose end never comes
     flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}")
     # Opening the pipe waits for the reader, so the signal meets it at work.
     with start(*flags) as process, (tmp_path / "log.csv").open("w"):
         time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == "error: interrupted.\n"
+    assert (process.returncode, err) == (code, message)
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
