@@ -123,8 +123,9 @@ def prepare(
     if local is not None and name not in NAMES:
         raise UserError(f"a local copy goes with a named source, one of: {', '.join(NAMES)}.")
     if name is not None:
+        asked = "label_column" in options
         options = {"time_column": "timestamp", "label_column": "rating", **options}
-        Recipe(**options)
+        Recipe(**options)  # mistakes are said before a long download
         if name == "synthetic":
             frame, known_items = synthetic(seed=options.get("seed", 0))
             known_users, sources = None, []
@@ -132,6 +133,8 @@ def prepare(
             log = fetch(name, downloads or default_directory(), local=local)
             frame, known_items, known_users = log.events, log.items, log.users
             sources = [_describe(path) for path in log.paths]
+        if "rating" not in frame and not asked:
+            options["label_column"] = None
         items = known_items if items is None else items
         users = known_users if users is None else users
     else:
