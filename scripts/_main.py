@@ -25,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _guard(main: Callable[[], None], argv: list[str]) -> int:
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not flags.FLAGS["verbosity"].present:
         # Orbax and JAX tell every step of their work at INFO.
         logging.set_verbosity(logging.ERROR)
     try:
