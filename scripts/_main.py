@@ -8,6 +8,7 @@ from types import FrameType
 
 from absl import app, flags, logging
 
+from jaxrec.memory import keep_freed_memory
 from jaxrec.typing import Stopped, UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -21,6 +22,7 @@ def run(main: Callable[[], None]) -> None:
     1. Anything else is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _stop)
+    keep_freed_memory()
     app.run(lambda argv: sys.exit(_guard(main, argv)))
 
 
