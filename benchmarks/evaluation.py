@@ -6,17 +6,14 @@ scores, seen items set to -inf, `argpartition`, a sort of the winners; then the 
   python benchmarks/evaluation.py --repeats=5
 """
 
-import json
-import os
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from _report import emit
 from absl import app, flags
 
 from jaxrec.data.dataset import Dataset, Manifest
@@ -83,13 +80,6 @@ def _dataset(random: np.random.Generator, num_users: int, num_items: int, mean: 
     )
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main(_: list[str]) -> None:
     random = np.random.default_rng(0)
     dataset = _dataset(random, _USERS.value, _ITEMS.value, _HISTORY.value)
@@ -113,7 +103,6 @@ def main(_: list[str]) -> None:
     seconds = statistics.median(run() for _ in range(_REPEATS.value))
     requests = requests_of(dataset, "test")
     result = {
-        "name": "evaluation",
         "users": len(requests),
         "items": _ITEMS.value,
         "width": _WIDTH.value,
@@ -130,15 +119,7 @@ def main(_: list[str]) -> None:
         result["same_metrics"] = bool(
             np.allclose(list(ours.metrics.values()), list(peer.metrics.values()), rtol=1e-3)
         )
-    device = jax.devices()[0]
-    result["machine"] = {
-        "cpus": os.cpu_count(),
-        "cpu": _cpu(),
-        "device": device.device_kind,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-    }
-    print(json.dumps(result))
+    emit("evaluation", result)
 
 
 if __name__ == "__main__":
