@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxrec.data.dataset import Manifest
 from jaxrec.layers import (
@@ -137,7 +138,7 @@ class SASRec(nnx.Module):
 class Block(nnx.Module):
     """One transformer block; (B, L, dim) to the same shape."""
 
-    def __init__(self, config: Config, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         dim = config.dim
         self.config = config
         norm = nnx.RMSNorm if config.block == "ligr" else nnx.LayerNorm
