@@ -154,8 +154,8 @@ def _fit(value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
-        fits = (_fit(value, arg) for arg in args)
-        return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
+        choices = (_fit(value, arg) for arg in args)
+        return next((fit for fit in choices if fit is not _MISFIT), _MISFIT)
     if origin is typing.Literal:
         return value if value in args else _MISFIT
     if origin is tuple:

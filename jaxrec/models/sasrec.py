@@ -13,9 +13,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxrec.data.dataset import Manifest
-from jaxrec.layers import Embedding, FeedForward, SelfAttention, SwiGLU, causal_mask, dropout
+from jaxrec.layers import (
+    Embedding,
+    FeedForward,
+    SelfAttention,
+    SwiGLU,
+    causal_mask,
+    dropout,
+    split_key,
+)
 from jaxrec.models.fit import fit_count
 from jaxrec.typing import Array, Batch
 
@@ -107,9 +116,7 @@ class SASRec(nnx.Module):
         every = batch.positives is not None and batch.positives.ndim == history.ndim
         segments = (history > 0).astype(jnp.int32) if batch.segments is None else batch.segments
         positions = positions_from_end(segments)
-        keys = [None] * (config.num_blocks + 1)
-        if key is not None:
-            keys = list(jax.random.split(key, config.num_blocks + 1))
+        keys = split_key(key, config.num_blocks + 1)
         x = self.items(history)
         if config.positions == "learned":
             x = x + self.positions[...][jnp.minimum(positions, config.max_len - 1)]
@@ -131,7 +138,7 @@ class SASRec(nnx.Module):
 class Block(nnx.Module):
     """One transformer block; (B, L, dim) to the same shape."""
 
-    def __init__(self, config: Config, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         dim = config.dim
         self.config = config
         norm = nnx.RMSNorm if config.block == "ligr" else nnx.LayerNorm
@@ -140,12 +147,11 @@ class Block(nnx.Module):
         self.attention = SelfAttention(
             dim, config.num_heads, dropout_rate=config.attention_dropout, dtype=dtype, rngs=rngs
         )
+        self.feed_forward: FeedForward | SwiGLU
         if config.block == "ligr":
             self.attention_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
             self.feed_forward_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
-            self.feed_forward = SwiGLU(
-                dim, config.hidden, dropout_rate=0.0, dtype=dtype, rngs=rngs
-            )
+            self.feed_forward = SwiGLU(dim, config.hidden, dropout_rate=0.0, dtype=dtype, rngs=rngs)
         else:
             self.feed_forward = FeedForward(
                 dim,
@@ -160,7 +166,7 @@ class Block(nnx.Module):
         self, x: jax.Array, mask: jax.Array, positions: jax.Array, *, key: jax.Array | None
     ) -> jax.Array:
         config = self.config
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        keys = split_key(key, 3)
         rotary = positions if config.positions == "rotary" else None
         if config.block == "post_norm":
             branch = self.attention(x, mask, positions=rotary, key=keys[0])

@@ -1,11 +1,14 @@
 """Softmax cross entropy over a whole catalogue without the matrix of logits."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrec.typing import Array
+
+type _Rows = tuple[jax.Array, jax.Array, jax.Array]  # vectors (C, D), targets (C,), weights (C,)
 
 
 def catalogue_cross_entropy(
@@ -49,7 +52,16 @@ def catalogue_cross_entropy(
     )
 
 
-def _chunk_loss(vectors, table, targets, weights, smoothing):  # type: ignore[no-untyped-def]
+class _Chunk(NamedTuple):
+    """The logits of some rows and what loss and gradient share of them."""
+
+    columns: jax.Array  # (C, N) int32
+    exponentials: jax.Array  # (C, N), of the logits less their peak
+    total: jax.Array  # (C, 1), sum of the exponentials
+    losses: jax.Array  # (C,), unweighted
+
+
+def _chunk(vectors: jax.Array, table: jax.Array, targets: jax.Array, smoothing: float) -> _Chunk:
     logits = jnp.dot(vectors, table.T, preferred_element_type=jnp.float32)
     columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     logits = jnp.where(columns == 0, -1e30, logits)
@@ -58,47 +70,53 @@ def _chunk_loss(vectors, table, targets, weights, smoothing):  # type: ignore[no
     total = jnp.sum(exponentials, axis=1, keepdims=True)
     picked = jnp.take_along_axis(logits, targets[:, None], axis=1)
     log_total = jnp.log(total) + peak
-    nll = log_total - picked
-    return logits, exponentials, total, columns, nll, log_total
+    losses = log_total - picked
+    if smoothing:
+        mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
+        losses = (1 - smoothing) * losses + smoothing * (log_total - mean)
+    return _Chunk(columns, exponentials, total, losses[:, 0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(vectors, table, targets, weights, smoothing):
-    def body(total, chunk):
-        v, t, w = chunk
-        logits, _, _, _, nll, log_total = _chunk_loss(v, table, t, w, smoothing)
-        if smoothing:
-            mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
-            nll = (1 - smoothing) * nll + smoothing * (log_total - mean)
-        return total + jnp.sum(w * nll[:, 0]), None
+def _loss(
+    vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
+) -> jax.Array:
+    def body(total: jax.Array, rows: _Rows) -> tuple[jax.Array, None]:
+        v, t, w = rows
+        return total + jnp.sum(w * _chunk(v, table, t, smoothing).losses), None
 
     return jax.lax.scan(body, jnp.float32(0), (vectors, targets, weights))[0]
 
 
-def _forward(vectors, table, targets, weights, smoothing):
-    def body(carry, chunk):
+def _forward(
+    vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def body(
+        carry: tuple[jax.Array, jax.Array], rows: _Rows
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         total, table_gradient = carry
-        v, t, w = chunk
-        logits, exponentials, normaliser, columns, nll, log_total = _chunk_loss(v, table, t, w, smoothing)
-        spread = smoothing / (table.shape[0] - 1)
+        v, t, w = rows
+        chunk = _chunk(v, table, t, smoothing)
+        gradient = chunk.exponentials * (w[:, None] / chunk.total)
+        gradient -= jnp.where(chunk.columns == t[:, None], (1 - smoothing) * w[:, None], 0)
         if smoothing:
-            mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
-            nll = (1 - smoothing) * nll + smoothing * (log_total - mean)
-        gradient = exponentials * (w[:, None] / normaliser)
-        gradient -= jnp.where(columns == t[:, None], (1 - smoothing) * w[:, None], 0)
-        if smoothing:
-            gradient -= jnp.where(columns > 0, spread * w[:, None], 0)
+            spread = smoothing / (table.shape[0] - 1)
+            gradient -= jnp.where(chunk.columns > 0, spread * w[:, None], 0)
         gradient = gradient.astype(v.dtype)
         vector_gradient = jnp.dot(gradient, table, preferred_element_type=jnp.float32)
         table_gradient += jnp.dot(gradient.T, v, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(w * nll[:, 0]), table_gradient), vector_gradient.astype(v.dtype)
+        return (total + jnp.sum(w * chunk.losses), table_gradient), vector_gradient.astype(v.dtype)
 
     start = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
-    (total, table_gradient), vector_gradient = jax.lax.scan(body, start, (vectors, targets, weights))
+    (total, table_gradient), vector_gradient = jax.lax.scan(
+        body, start, (vectors, targets, weights)
+    )
     return total, (vector_gradient, table_gradient.astype(table.dtype))
 
 
-def _backward(smoothing, gradients, cotangent):
+def _backward(
+    smoothing: float, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
     vector_gradient, table_gradient = gradients
     scale = cotangent.astype(jnp.float32)
     return (

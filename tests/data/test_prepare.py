@@ -30,7 +30,7 @@ EVENTS = pd.DataFrame(
 NAMES = ("users", "items", "times", "split", "labels")
 
 
-def make(frame: pd.DataFrame, **options) -> Dataset:  # type: ignore[no-untyped-def]
+def make(frame: pd.DataFrame, **options) -> Dataset:
     return build(frame, time_column="timestamp", label_column="rating", **options)
 
 

@@ -117,7 +117,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> Non
         ("a.csv.gz", b"not gzip", "cannot be read"),
         (
             "a.csv.gz",
-            gzip.compress(b"user_id,item_id,timestamp\n" + b"1,2,3\n" * 9999)[:-20],
+            gzip.compress(b"user_id,item_id,timestamp\n" + b"1,2,3\n" * 9999, mtime=0)[:-20],
             "cannot",
         ),
         ("a.csv", "user_id,item_id,timestamp\né,1,1\n".encode("latin-1"), "not UTF-8"),

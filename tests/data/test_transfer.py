@@ -61,7 +61,7 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def get(server: Server, path: Path, **options) -> Path:  # type: ignore[no-untyped-def]
+def get(server: Server, path: Path, **options) -> Path:
     return download(server.url, path, pause_s=0, **options)
 
 

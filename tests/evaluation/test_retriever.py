@@ -64,10 +64,11 @@ def test_users_who_have_seen_nearly_everything_get_fewer_items(random_dataset):
 
 def test_batches_have_one_shape(random_dataset):
     dataset = random_dataset(0, num_users=NUM_USERS, num_items=NUM_ITEMS, mean_length=8)
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
+    users, items = tables(0)
     config = EvaluationConfig(batch_size=32)
     requests = requests_of_split(dataset, "test")
-    retriever(*tables(0), config, shapes).recommend(requests, 5, mask_seen=True)
+    retriever(users, items, config, shapes).recommend(requests, 5, mask_seen=True)
     assert set(shapes) == {(32,)}
     assert len(shapes) == -(-len(requests) // 32)
 
