@@ -11,6 +11,7 @@ import importlib
 import json
 import types
 import typing
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def from_dict(tree: Any) -> Any:
     """Inverse of `to_dict`; lists become tuples.
 
     Raises:
-      UserError: when a type cannot be found or does not have a saved field.
+      UserError: when a type cannot be found, does not have a saved field or refuses its values.
     """
     if isinstance(tree, list):
         return tuple(from_dict(value) for value in tree)
@@ -54,7 +55,12 @@ def from_dict(tree: Any) -> Any:
         raise UserError(f"the saved config names {tree['type']!r}, which is not a config class.")
     for key in values:
         _field(kind, key, key)
-    return kind(**values)
+    try:
+        return kind(**values)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the saved config of {tree['type']} does not fit: {error}") from None
 
 
 def save(config: Any, path: str | Path) -> None:
@@ -70,7 +76,7 @@ def load(path: str | Path) -> Any:
         raise UserError(
             f"{path} does not exist. A workdir is made by scripts/train.py --workdir=DIR."
         ) from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}).") from None
 
 
@@ -134,16 +140,24 @@ def _parse(text: str, hint: Any, path: str) -> Any:
     elif lowered in ("none", "null"):
         value = None
     else:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
+        value = _literal(text)
     fitted = _fit(value, hint)
     if fitted is _MISFIT:
         fitted = _fit(text, hint)
     if fitted is _MISFIT:
         raise UserError(f"config.{path} wants {_spell(hint)}; got {text!r}.")
     return fitted
+
+
+def _literal(text: str) -> Any:
+    """Returns the Python literal that the text is, or the text."""
+    with warnings.catch_warnings():
+        # Words such as 5in or C:\\data are no business of the parser's.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return text
 
 
 _MISFIT = object()
@@ -157,18 +171,18 @@ def _fit(value: Any, hint: Any) -> Any:
         choices = (_fit(value, arg) for arg in args)
         return next((fit for fit in choices if fit is not _MISFIT), _MISFIT)
     if origin is typing.Literal:
-        return value if value in args else _MISFIT
+        return value if any(value == a and type(value) is type(a) for a in args) else _MISFIT
     if origin is tuple:
         values = tuple(value) if isinstance(value, list | tuple) else (value,)
-        kinds = (
-            args if len(args) == len(values) and Ellipsis not in args else args[:1] * len(values)
-        )
+        kinds = args[:1] * len(values) if Ellipsis in args else args
+        if len(kinds) != len(values):
+            return _MISFIT
         fits = tuple(_fit(v, kind) for v, kind in zip(values, kinds, strict=True))
         return _MISFIT if _MISFIT in fits else fits
     if hint in (None, type(None)):
         return None if value is None else _MISFIT
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1023 else _MISFIT
     if hint in (bool, int, float, str, dict) or origin is dict:
         return value if type(value) is (origin or hint) else _MISFIT
     return _MISFIT

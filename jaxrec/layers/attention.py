@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxrec.layers.dropout import dropout
-from jaxrec.typing import Array
+from jaxrec.typing import Array, UserError
 
 
 def causal_mask(segments: Array) -> jax.Array:
@@ -19,8 +19,9 @@ def causal_mask(segments: Array) -> jax.Array:
     length = segments.shape[-1]
     order = jnp.arange(length)
     same = segments[:, :, None] == segments[:, None, :]
-    seen = same & (segments[:, None, :] > 0) & (order[:, None] >= order[None, :])
-    return (seen | jnp.eye(length, dtype=bool))[:, None]
+    earlier = order[None, :, None] >= order[None, None, :]
+    seen = same & (segments[:, None, :] > 0) & earlier
+    return (seen | jnp.eye(length, dtype=bool)[None])[:, None]
 
 
 def rotary(x: jax.Array, positions: Array, base: float = 10_000.0) -> jax.Array:
@@ -30,8 +31,14 @@ def rotary(x: jax.Array, positions: Array, base: float = 10_000.0) -> jax.Array:
       x: (B, L, H, D) with D even.
       positions: (B, L) int.
     """
+    if x.shape[-1] % 2:
+        raise UserError(
+            f"rotary positions want an even number of features a head; got {x.shape[-1]}. Choose "
+            "dim and num_heads so that dim / num_heads is even."
+        )
     half = x.shape[-1] // 2
-    angles = positions[..., None, None] * base ** (-jnp.arange(half) / half)
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = jnp.asarray(positions, jnp.float32)[..., None, None] * frequencies[None, None, None]
     sin, cos = jnp.sin(angles).astype(x.dtype), jnp.cos(angles).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -51,7 +58,7 @@ class SelfAttention(nnx.Module):
         self, dim: int, num_heads: int, *, dropout_rate: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         if dim % num_heads:
-            raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}.")
+            raise UserError(f"dim={dim} must be a multiple of num_heads={num_heads}.")
         self.num_heads, self.dropout_rate = num_heads, dropout_rate
         self.project_in = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.project_out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)

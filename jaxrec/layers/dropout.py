@@ -58,4 +58,4 @@ def _kept(shape: tuple[int, ...], words: Array, rate: float) -> jax.Array:
     bits = (index ^ words[0]) * jnp.uint32(0x85EBCA6B)
     bits = ((bits ^ (bits >> 13)) + words[1]) * jnp.uint32(0xC2B2AE35)
     bits ^= bits >> 16
-    return bits >= jnp.uint32(round(rate * 2**32))
+    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))

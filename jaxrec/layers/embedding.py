@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec.typing import Array
+from jaxrec.typing import Array, UserError
 
 
 class Table(nnx.Param[jax.Array]):
@@ -22,7 +22,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, num_rows: int, dim: int, *, std: float, rngs: nnx.Rngs):
         if num_rows < 1:
-            raise ValueError(
+            raise UserError(
                 f"a table needs at least one row; got num_rows={num_rows}. Set the count in the "
                 "model's config, or let training fill it in from the dataset."
             )

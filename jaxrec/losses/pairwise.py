@@ -70,7 +70,7 @@ def bpr(positives: Array, negatives: Array, *, where_negatives: Array | None = N
     losses = jax.nn.softplus(-margin)
     if where_negatives is None:
         return jnp.mean(losses, axis=-1)
-    count = jnp.sum(where_negatives, axis=-1)
+    count = jnp.sum(where_negatives, axis=-1, dtype=jnp.float32)
     return jnp.sum(jnp.where(where_negatives, losses, 0), axis=-1) / jnp.maximum(count, 1)
 
 

@@ -14,12 +14,12 @@ def masked_mean(
     Args:
       values: any shape.
       where: bool, broadcastable to values; None counts all.
-      weights: float, broadcastable to values; None weighs all as 1.
+      weights: float from 0, broadcastable to values; None weighs all as 1.
     """
     values = jnp.asarray(values, jnp.float32)
-    share = jnp.ones_like(values) if weights is None else jnp.broadcast_to(weights, values.shape)
+    share = jnp.asarray(1.0 if weights is None else weights, jnp.float32)
+    share = jnp.broadcast_to(share, values.shape)
     if where is not None:
-        share = jnp.where(where, share, 0)
-        values = jnp.where(where, values, 0)
+        share = jnp.where(jnp.broadcast_to(where, values.shape), share, 0)
     total = jnp.sum(share)
-    return jnp.sum(values * share) / jnp.where(total > 0, total, 1)
+    return jnp.sum(jnp.where(share > 0, values, 0) * share) / jnp.where(total > 0, total, 1)

@@ -53,8 +53,8 @@ def sampled_softmax(
     Returns:
       (...,) float32.
     """
-    positive = jnp.asarray(positives, jnp.float32) - log_q_positives
-    negative = jnp.asarray(negatives, jnp.float32) - log_q_negatives
+    positive = _corrected(positives, log_q_positives)
+    negative = _corrected(negatives, log_q_negatives)
     if where_negatives is not None:
         negative = jnp.where(where_negatives, negative, _NEVER)
     largest = jax.lax.stop_gradient(jnp.maximum(positive, jnp.max(negative, axis=-1)))
@@ -82,7 +82,8 @@ def in_batch_softmax(
     Returns:
       (B,) float32.
     """
-    logits = jnp.dot(users, jnp.asarray(items).T, preferred_element_type=jnp.float32) - log_q
+    scores = jnp.dot(users, jnp.asarray(items).T, preferred_element_type=jnp.float32)
+    logits = _corrected(scores, log_q)
     ids = jnp.asarray(ids)
     itself = jnp.eye(len(ids), dtype=bool)
     allowed = itself | (ids[:, None] != ids[None, :])
@@ -90,3 +91,8 @@ def in_batch_softmax(
         allowed &= itself | jnp.asarray(where)[None, :]
     logits = jnp.where(allowed, logits, _NEVER)
     return -jnp.diagonal(jax.nn.log_softmax(logits, axis=-1))
+
+
+def _corrected(scores: Array, log_q: Array | float) -> jax.Array:
+    scores = jnp.asarray(scores, jnp.float32)
+    return scores - jnp.broadcast_to(jnp.asarray(log_q, jnp.float32), scores.shape)

@@ -189,7 +189,8 @@ def positions_from_end(segments: Array) -> jax.Array:
     ends = jnp.concatenate(
         [segments[:, 1:] != segments[:, :-1], jnp.ones_like(segments[:, :1], bool)], axis=1
     )
-    end = jnp.where(ends, jnp.arange(length), length)
+    order = jnp.arange(length, dtype=jnp.int32)[None]
+    end = jnp.where(ends, order, length)
     # The nearest segment end at or after each position.
     end = jax.lax.cummin(end, axis=1, reverse=True)
-    return (end - jnp.arange(length)).astype(jnp.int32)
+    return end - order

@@ -68,7 +68,8 @@ def _chunk(vectors: jax.Array, table: jax.Array, targets: jax.Array, smoothing: 
     peak = jnp.max(logits, axis=1, keepdims=True)
     exponentials = jnp.exp(logits - peak)
     total = jnp.sum(exponentials, axis=1, keepdims=True)
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=1)
+    # Clipped, as a row of weight 0 may have any target and 0 times nan is no 0.
+    picked = jnp.take_along_axis(logits, targets[:, None], axis=1, mode="clip")
     log_total = jnp.log(total) + peak
     losses = log_total - picked
     if smoothing:
@@ -120,8 +121,8 @@ def _backward(
     vector_gradient, table_gradient = gradients
     scale = cotangent.astype(jnp.float32)
     return (
-        (vector_gradient * scale).astype(vector_gradient.dtype),
-        (table_gradient * scale).astype(table_gradient.dtype),
+        (vector_gradient.astype(jnp.float32) * scale).astype(vector_gradient.dtype),
+        (table_gradient.astype(jnp.float32) * scale).astype(table_gradient.dtype),
         None,
         None,
     )

@@ -1,4 +1,19 @@
-"""Fixtures: functions that make datasets by hand."""
+"""Strict switches for every test, and fixtures: functions that make datasets by hand.
+
+Eight emulated devices, so that meshes are tested without hardware; no implicit mixing of dtypes and
+no implicit broadcasting between ranks, which hide mistakes; warnings raised by the package itself
+are errors.
+"""
+
+import os
+
+# The devices are counted when JAX is first imported, so this comes before anything that imports it.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 from collections.abc import Callable
 
@@ -7,6 +22,10 @@ import pandas as pd
 import pytest
 
 from jaxrec.data.dataset import Dataset, Manifest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "error:::jaxrec")
 
 
 def _dataset_of(

@@ -1,0 +1,61 @@
+"""Items are drawn in proportion to a power of their popularity, and padding never."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxrec.sampling import cumulative_words, item_probabilities, sample_items
+
+
+def test_probabilities_by_hand() -> None:
+    counts = np.array([99, 1, 4, 0])
+    np.testing.assert_allclose(item_probabilities(counts, 0.0), [0, 1 / 3, 1 / 3, 1 / 3])
+    np.testing.assert_allclose(item_probabilities(counts, 1.0), [0, 1 / 6, 4 / 6, 1 / 6])
+    np.testing.assert_allclose(item_probabilities(counts, 0.5), [0, 1 / 4, 2 / 4, 1 / 4])
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_draws_have_their_distribution(power: float) -> None:
+    counts = np.array([0, 100, 1, 50, 0, 7, 300, 20])
+    probabilities = item_probabilities(counts, power)
+    drawn = sample_items(jax.random.key(1), (100, 500), cumulative_words(probabilities))
+    assert drawn.shape == (100, 500) and drawn.dtype == jnp.int32
+    seen = np.bincount(np.asarray(drawn).ravel(), minlength=8)
+    assert len(seen) == 8 and seen[0] == 0
+    assert stats.chisquare(seen[1:], probabilities[1:] * 50_000).pvalue > 1e-3
+
+
+def test_the_extreme_words_are_items_of_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = cumulative_words(item_probabilities(np.array([0, 1, 1, 1]), 0.0))
+    extremes = jnp.array([0, 1, 2**32 - 2, 2**32 - 1], jnp.uint32)
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: extremes)
+    np.testing.assert_array_equal(sample_items(jax.random.key(0), (4,), words), [1, 1, 3, 3])
+
+
+def test_a_catalogue_of_one_item_is_always_that_item() -> None:
+    words = cumulative_words(item_probabilities(np.array([0, 5]), 1.0))
+    np.testing.assert_array_equal(sample_items(jax.random.key(0), (50,), words), 1)
+
+
+def test_eight_million_items_keep_their_resolution() -> None:
+    num_items = 8_000_000
+    words = cumulative_words(item_probabilities(np.zeros(num_items + 1), 0.0))
+    width = np.diff(words.astype(np.int64))
+    # Each item is worth 2**32 / 8e6 = 536.87 units; rounding moves an edge by at most one.
+    assert width.min() >= 536 and width.max() <= 538
+    drawn = np.asarray(sample_items(jax.random.key(2), (100_000,), words))
+    assert drawn.min() >= 1 and drawn.max() <= num_items
+    # Of 100,000 draws of 8e6 some 625 pairs fall together, and odd items are half.
+    assert abs(len(np.unique(drawn)) - (100_000 - 625)) < 5 * 25
+    assert abs((drawn % 2).mean() - 0.5) < 5 * 0.5 / np.sqrt(100_000)
+    blocks = np.bincount((drawn - 1) // 500_000, minlength=16)
+    assert stats.chisquare(blocks).pvalue > 1e-3
+
+
+def test_draws_depend_on_the_key_alone() -> None:
+    words = cumulative_words(item_probabilities(np.arange(100), 0.5))
+    first, again, other = (sample_items(jax.random.key(s), (64,), words) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
