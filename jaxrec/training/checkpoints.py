@@ -25,19 +25,30 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, by step. Saving is asynchronous and atomic."""
+    """The checkpoints of a workdir, by step. Saving is asynchronous and atomic.
 
-    def __init__(self, directory: str | Path, *, keep_last: int = 2):
+    One that is opened `read_only` leaves alone what a run beside it is about to save.
+    """
+
+    def __init__(self, directory: str | Path, *, keep_last: int = 2, read_only: bool = False):
         self.directory = Path(directory).absolute()
         self._policy = KeepLastAndBest(keep_last)
         with _explained(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self._policy, cleanup_tmp_directories=True
+                    preservation_policy=None if read_only else self._policy,
+                    cleanup_tmp_directories=not read_only,
+                    read_only=read_only,
                 ),
                 item_names=("state", "meta"),
             )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a whole checkpoint, ascending."""
@@ -72,9 +83,7 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
         with self._damage(step):
-            args = ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(abstract, like))
-            )
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, like)))
             return self._manager.restore(step, args=args)["state"]
 
     def restore_raw(self, step: int) -> Any:
@@ -112,8 +121,8 @@ def _explained(directory: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"could not save a checkpoint in {directory}: {_first_line(error)}. Make room or choose "
-            "another --workdir; the same command goes on from the last whole checkpoint."
+            f"could not save a checkpoint in {directory}: {_first_line(error)}. Make room or "
+            "choose another --workdir; the same command goes on from the last whole checkpoint."
         ) from error
 
 
