@@ -82,7 +82,9 @@ def load(path: str | Path) -> Any:
         raise UserError(
             f"{path} does not exist. A workdir is made by scripts/train.py --workdir=DIR."
         ) from None
-    except json.JSONDecodeError as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}).") from None
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: Orbax directories with the state, the config, the vocabulary and the position."""
 
 import contextlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,10 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=None if read_only else self._policy,
+                    preservation_policy=self._policy,
+                    # Orbax's own read_only does the same, with warnings.
                     cleanup_tmp_directories=not read_only,
-                    read_only=read_only,
+                    create=not read_only,
                 ),
                 item_names=("state", "meta"),
             )
@@ -121,9 +124,15 @@ def _explained(directory: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"could not save a checkpoint in {directory}: {_first_line(error)}. Make room or "
+            f"could not save a checkpoint in {directory}: {_cause(error)}. Make room or "
             "choose another --workdir; the same command goes on from the last whole checkpoint."
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Returns what the operating system said, if it is in there, or else the first line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

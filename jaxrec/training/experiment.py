@@ -160,7 +160,10 @@ def load_trained(
       UserError: without a checkpoint, or with one of another model or vocabulary.
     """
     workdir = Path(workdir)
-    experiment = Experiment.of(configs.load(workdir / "config.json"), dataset)
+    config = configs.load(workdir / "config.json")
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"{workdir / 'config.json'} is damaged: it is no experiment's config.")
+    experiment = Experiment.of(config, dataset)
     directory = workdir / "checkpoints"
     nothing = f"{workdir} has no checkpoint yet. Train first: scripts/train.py."
     if not directory.is_dir():
