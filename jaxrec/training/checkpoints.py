@@ -44,7 +44,10 @@ class Checkpoints:
                     cleanup_tmp_directories=not read_only,
                     create=not read_only,
                 ),
-                item_names=("state", "meta"),
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
             )
 
     def __enter__(self) -> "Checkpoints":
@@ -90,9 +93,19 @@ class Checkpoints:
             return self._manager.restore(step, args=args)["state"]
 
     def restore_raw(self, step: int) -> Any:
-        """Returns the state of a step as nested dicts of arrays, without knowing its structure."""
+        """Returns the state of a step as nested dicts, without knowing its structure.
+
+        Arrays lie on one device of this process, whatever devices wrote them.
+        """
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+        def abstract(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
         with self._damage(step):
-            args = ocp.args.Composite(state=ocp.args.StandardRestore())
+            described = self._manager.item_metadata(step)["state"]
+            like = jax.tree.map(abstract, described.tree)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return self._manager.restore(step, args=args)["state"]
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl, TensorBoard scalars, and a progress bar or plain lines."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -70,7 +71,15 @@ class Progress:
         self._origin: tuple[int, float] | None = None
         self._bar = None
         if not quiet and sys.stderr.isatty():
-            self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+            # Some terminals have no size, and tqdm would draw nothing on them.
+            sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=start,
+                unit="step",
+                ncols=None if sized else 80,
+                dynamic_ncols=sized,
+            )
 
     def __enter__(self) -> "Progress":
         return self

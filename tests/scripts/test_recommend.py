@@ -32,47 +32,34 @@ def history_of(dataset: Dataset, user: str) -> list[str]:
 def test_users_get_items_that_they_have_not_had(
     scripts: Any, trained: Path, dataset: Dataset
 ) -> None:
-    flags = ("--user=7", "--user=12", "-k", "6", "--shown=3")
+    flags = ("--user=7", "--user=12", "-k", "500", "--shown=3")
     shown = parse(scripts.works("recommend", f"--workdir={trained}", *flags))
     assert list(shown) == ["user 7", "user 12"]
     for user in ("7", "12"):
         watched, recommended = shown[f"user {user}"]
         whole = history_of(dataset, user)
         assert watched == whole[-3:]
-        assert len(set(recommended)) == 6
-        assert not set(recommended) & set(whole)
+        # More were asked for than there are: all that are left come, each once.
+        assert sorted(recommended + whole) == sorted(dataset.item_vocabulary["title"])
 
 
 def test_a_users_history_typed_in_gets_the_same_items(
     scripts: Any, trained: Path, dataset: Dataset
 ) -> None:
-    index = dataset.user_index("7")
-    items = dataset.items[dataset.users == index]
+    items = dataset.items[dataset.users == dataset.user_index("7")]
     ids = ",".join(dataset.item_vocabulary["id"].iloc[items - 1])
     flags = ("--user=7", f"--history={ids}", "-k", "60", "--nomask_seen")
     shown = parse(scripts.works("recommend", f"--workdir={trained}", *flags))
-    (watched, ours), (typed, theirs) = shown["user 7"], shown["your history"]
-    assert watched == typed
-    assert ours == theirs
+    assert shown["user 7"] == shown["your history"]
     # Unmasked, what was watched is recommended as well: these are all items that there are.
-    assert set(ours) == set(dataset.item_vocabulary["title"])
+    assert set(shown["user 7"][1]) == set(dataset.item_vocabulary["title"])
 
 
-def test_more_items_than_there_are_gives_those_that_are_left(
-    scripts: Any, trained: Path, dataset: Dataset
-) -> None:
-    shown = parse(scripts.works("recommend", f"--workdir={trained}", "--user=7", "-k", "500"))
-    _, recommended = shown["user 7"]
-    assert len(recommended) == dataset.num_items - len(set(history_of(dataset, "7")))
-
-
-def test_mistakes_end_in_one_sentence(scripts: Any, trained: Path, tmp_path: Path) -> None:
+def test_ids_never_seen_end_in_one_sentence(scripts: Any, trained: Path) -> None:
     said = scripts.fails("recommend", f"--workdir={trained}", "--user=nobody")
     assert "user 'nobody' is not in the vocabulary of 60 users" in said
     said = scripts.fails("recommend", f"--workdir={trained}", "--history=1,none")
     assert "item 'none' is not in the vocabulary of 60 items" in said
-    assert "--user=ID or --history" in scripts.fails("recommend", f"--workdir={trained}")
-    assert "holds no run" in scripts.fails("recommend", f"--workdir={tmp_path / 'no'}", "--user=1")
 
 
 @pytest.mark.parametrize("name", ["bpr", "ratings"])
@@ -96,6 +83,8 @@ def test_matrix_factorisation_goes_through_the_same_scripts(
         assert result["best_step"] == max(gains, key=gains.__getitem__)
     out = scripts.works("evaluate", f"--workdir={workdir}")
     assert "MatrixFactorization" in out and "item-kNN" in out
-    assert len(parse(scripts.works("recommend", f"--workdir={workdir}", "--user=7"))) == 1
+    if name == "bpr":
+        assert len(parse(scripts.works("recommend", f"--workdir={workdir}", "--user=7"))) == 1
+        return
     said = scripts.fails("recommend", f"--workdir={workdir}", "--history=1,2")
     assert "cannot read --history. Use --user" in said

@@ -296,3 +296,13 @@ def test_training_on_more_devices_than_there_are_says_so(
 ) -> None:
     with pytest.raises(UserError, match=r"config\.mesh\.data=64 wants 64 devices and \d"):
         train(config_of(mesh=MeshConfig(data=64)), dataset, tmp_path, quiet=True)
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused(
+    config_of: ConfigOf, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = jax.sharding.AbstractMesh((3,), ("data",))
+    monkeypatch.setattr(MeshConfig, "build", lambda self: mesh)
+    with pytest.raises(UserError, match="batch_size=8 does not divide among the 3 devices"):
+        train(config_of(mesh=MeshConfig(data=3)), dataset, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
