@@ -4,7 +4,7 @@ import errno
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
 
 from absl import app, flags, logging
 
@@ -22,14 +22,16 @@ def run(main: Callable[[], None]) -> None:
     1. Anything else is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _stop)
+    sys.excepthook = _without_echoes
     keep_freed_memory()
     app.run(lambda argv: sys.exit(_guard(main, argv)))
 
 
 def _guard(main: Callable[[], None], argv: list[str]) -> int:
     if not flags.FLAGS["verbosity"].present:
-        # Orbax and JAX tell every step of their work at INFO.
-        logging.set_verbosity(logging.ERROR)
+        # Orbax and JAX tell every step of their work at INFO, and a full disk at ERROR from each of
+        # a dozen threads; what matters of it arrives here as an exception.
+        logging.set_verbosity(logging.FATAL)
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}. Flags are written --name=value.")
@@ -57,6 +59,15 @@ def _guard(main: Callable[[], None], argv: list[str]) -> int:
 def _say(sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr)
     return 1
+
+
+def _without_echoes(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    # Once a write has failed, TensorStore calls back into Orbax's event loop for each write that
+    # was under way beside it, and prints that the loop has gone.
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

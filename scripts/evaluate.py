@@ -17,7 +17,9 @@ flags.DEFINE_string("workdir", None, "Directory of a run that scripts/train.py m
 flags.DEFINE_string("data", None, "Dataset directory; the one of the training run when not said.")
 flags.DEFINE_string("split", "test", "What to measure on: valid or test.")
 flags.DEFINE_integer("step", None, "Step of the checkpoint; the best one when not said.")
-flags.DEFINE_multi_integer("k", [], "Cut-off of the metrics, repeatable; the config's when not said.")
+flags.DEFINE_multi_integer(
+    "k", [], "Cut-off of the metrics, repeatable; the config's when not said."
+)
 flags.DEFINE_bool("mask_seen", None, "Leave a user's own items out; as configured when not said.")
 flags.DEFINE_bool("baselines", True, "Measure popularity and item-kNN as well.")
 flags.DEFINE_string("report", None, "HTML page to write, with curves and plots.")

@@ -6,10 +6,8 @@ python scripts/train.py --config=configs/sasrec.py --data=data/ratings --workdir
 
 from _config import load_config, take_overrides
 from _main import run
-from _run import remember_data
 from absl import flags
 
-from jaxrec.data import open_dataset
 from jaxrec.training import train
 from jaxrec.typing import UserError
 
@@ -36,17 +34,15 @@ def main() -> None:
     if not FLAGS.data or not FLAGS.workdir:
         raise UserError("say what to train on and where to put the run: --data=DIR --workdir=DIR.")
     config = load_config(FLAGS.config, OVERRIDES)
-    dataset = open_dataset(FLAGS.data)
-    remember_data(FLAGS.workdir, FLAGS.data)
-    result = train(config, dataset, FLAGS.workdir, quiet=FLAGS.quiet)
+    result = train(config, FLAGS.data, FLAGS.workdir, quiet=FLAGS.quiet)
     for split in ("valid", "test"):
         if split in result:
             shown = {k: v for k, v in result[split].items() if k.split("@")[0] in _SHOWN}
             print(split, "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     speed = result["throughput"]
     print(
-        f"{result['steps']:,} steps in {result['wall_s']:,.0f} s, {speed['step_ms']:.1f} ms a step, "
-        f"{speed['examples_per_s']:,.0f} examples/s; best at step {result['best_step']:,}"
+        f"{result['steps']:,} steps in {result['wall_s']:,.0f} s, {speed['step_ms']:.1f} ms a "
+        f"step, {speed['examples_per_s']:,.0f} examples/s; best at step {result['best_step']:,}"
     )
 
 
