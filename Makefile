@@ -18,7 +18,11 @@ $(STAMP): requirements.lock
 	@touch $@
 
 demo: install ## Prepare, train, evaluate and recommend on an invented data set.
-	$(BIN)/python scripts/demo.py
+	rm -rf .demo
+	$(BIN)/python scripts/prepare.py --input=synthetic --output=.demo/data
+	$(BIN)/python scripts/train.py --config=configs/sasrec.py --data=.demo/data --workdir=.demo/run
+	$(BIN)/python scripts/evaluate.py --workdir=.demo/run --report=.demo/report.html
+	$(BIN)/python scripts/recommend.py --workdir=.demo/run --user=1 --user=2 --user=3 -k 5
 
 test: install ## Run the tests, except the slow ones.
 	$(BIN)/pytest -n 2 -m "not slow"
