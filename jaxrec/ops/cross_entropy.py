@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jaxrec.typing import Array
 
-type _Rows = tuple[jax.Array, jax.Array, jax.Array]  # vectors (C, D), targets (C,), weights (C,)
 
 
 def catalogue_cross_entropy(
@@ -24,7 +23,7 @@ def catalogue_cross_entropy(
 
     The logits exist for `chunk` rows at a time. When a gradient is asked for, it is computed in the
     same pass, chunk by chunk while the logits are in cache, so that nothing of size T x N is stored
-    or computed twice.
+    or computed twice. Rows of weight 0, such as padding, are sorted to the end and cost nothing.
 
     Args:
       vectors: (T, D) float.
@@ -41,13 +40,15 @@ def catalogue_cross_entropy(
         chunk = 2 ** max(3, ((2**22 if cpu else 2**26) // num_items).bit_length() - 1)
         chunk = min(chunk, 256) if cpu else chunk
     chunk = min(chunk, num_rows)
+    weights = jnp.asarray(weights, jnp.float32)
+    order = jnp.argsort(weights == 0, stable=True)
     pad = -num_rows % chunk
     shape = (-1, chunk)
     return _loss(
-        jnp.pad(vectors, ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
+        jnp.pad(vectors[order], ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
         table,
-        jnp.pad(jnp.asarray(targets), (0, pad)).reshape(shape),
-        jnp.pad(jnp.asarray(weights, jnp.float32), (0, pad)).reshape(shape),
+        jnp.pad(jnp.asarray(targets)[order], (0, pad)).reshape(shape),
+        jnp.pad(weights[order], (0, pad)).reshape(shape),
         label_smoothing,
     )
 
@@ -82,21 +83,26 @@ def _chunk(vectors: jax.Array, table: jax.Array, targets: jax.Array, smoothing: 
 def _loss(
     vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
 ) -> jax.Array:
-    def body(total: jax.Array, rows: _Rows) -> tuple[jax.Array, None]:
-        v, t, w = rows
-        return total + jnp.sum(w * _chunk(v, table, t, smoothing).losses), None
+    def body(index: jax.Array, total: jax.Array) -> jax.Array:
+        losses = _chunk(vectors[index], table, targets[index], smoothing).losses
+        return total + jnp.sum(weights[index] * losses)
 
-    return jax.lax.scan(body, jnp.float32(0), (vectors, targets, weights))[0]
+    return jax.lax.fori_loop(0, _used(weights), body, jnp.float32(0))
+
+
+def _used(weights: jax.Array) -> jax.Array:
+    """Returns how many chunks have a row that counts; they come first."""
+    return jnp.sum(jnp.any(weights != 0, axis=1), dtype=jnp.int32)
 
 
 def _forward(
     vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     def body(
-        carry: tuple[jax.Array, jax.Array], rows: _Rows
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        total, table_gradient = carry
-        v, t, w = rows
+        index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        total, vector_gradients, table_gradient = carry
+        v, t, w = vectors[index], targets[index], weights[index]
         chunk = _chunk(v, table, t, smoothing)
         gradient = chunk.exponentials * (w[:, None] / chunk.total)
         gradient -= jnp.where(chunk.columns == t[:, None], (1 - smoothing) * w[:, None], 0)
@@ -105,14 +111,13 @@ def _forward(
             gradient -= jnp.where(chunk.columns > 0, spread * w[:, None], 0)
         gradient = gradient.astype(v.dtype)
         vector_gradient = jnp.dot(gradient, table, preferred_element_type=jnp.float32)
+        vector_gradients = vector_gradients.at[index].set(vector_gradient.astype(v.dtype))
         table_gradient += jnp.dot(gradient.T, v, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(w * chunk.losses), table_gradient), vector_gradient.astype(v.dtype)
+        return total + jnp.sum(w * chunk.losses), vector_gradients, table_gradient
 
-    start = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
-    (total, table_gradient), vector_gradient = jax.lax.scan(
-        body, start, (vectors, targets, weights)
-    )
-    return total, (vector_gradient, table_gradient.astype(table.dtype))
+    start = (jnp.float32(0), jnp.zeros_like(vectors), jnp.zeros(table.shape, jnp.float32))
+    total, vector_gradients, table_gradient = jax.lax.fori_loop(0, _used(weights), body, start)
+    return total, (vector_gradients, table_gradient.astype(table.dtype))
 
 
 def _backward(
