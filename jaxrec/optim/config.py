@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from jaxrec.typing import Params
+from jaxrec.typing import Params, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,9 @@ class OptimizerConfig:
     def schedule(self, steps: int) -> optax.Schedule:
         """Returns the learning rate as a function of the step, for a run of so many steps."""
         if self.warmup_steps >= steps > 0:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} must be less than the run's {steps} steps."
+            raise UserError(
+                f"config.optimizer.warmup_steps={self.warmup_steps} must be less than the run's "
+                f"{steps} steps."
             )
         if self.decay == "cosine":
             rest: optax.Schedule = optax.cosine_decay_schedule(
