@@ -43,8 +43,8 @@ class Fixed:
 
 @pytest.fixture(scope="module")
 def dataset(dataset_of: Callable[..., Dataset]) -> Dataset:
-    """Items follow each other in a circle of 12; labels are a user's plus an item's share."""
-    events = [(u, 1 + (u + t) % 12, 0) for u in range(1, 31) for t in range(6)]
+    """Even users choose among items 1 to 6 and odd ones among 7 to 12."""
+    events = [(u, 1 + t + 6 * (u % 2), 0) for u in range(1, 31) for t in range(6)]
     labels = [1 + u % 3 + i % 2 for u, i, _ in events]
     return dataset_of(events, num_items=12, labels=labels)
 
@@ -58,9 +58,9 @@ def batch_of(**fields: Any) -> Batch:
 
 
 NEGATIVES = jnp.array([[2, 3], [1, 4], [3, 3]])  # the second and the third name their positives
-SPARSE = SequenceData(max_len=4)
 OBJECTIVES = {
     "full": FullSoftmax(label_smoothing=0.05),
+    "full_sequences": FullSoftmax(),
     "sampled": SampledSoftmax(num_negatives=8, power=0.5),
     "sampled_apart": SampledSoftmax(num_negatives=8, shared=False, logq=False),
     "in_batch": InBatchSoftmax(),
@@ -75,14 +75,13 @@ OBJECTIVES = {
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_each_objective_trains_a_small_problem_down(name: str, dataset: Dataset) -> None:
     objective = OBJECTIVES[name]
-    pairs = name in ("ratings", "bpr_shared")
-    config: Any = matrix_factorization.Config(dim=4, init_std=0.1)
+    config: Any = matrix_factorization.Config(dim=4, init_std=0.3)
     data: Any = PairData()
-    if not pairs:
-        config = sasrec.Config(max_len=4, dim=8, num_blocks=1, num_heads=1, hidden=8, dropout=0.0)
-        data = SPARSE
+    if name == "full_sequences":
+        config = sasrec.Config(max_len=4, dim=8, num_blocks=1, num_heads=1, hidden=8)
+        data = SequenceData(max_len=4)
     model = functional(config.fit(dataset.manifest).build)
-    optimizer = OptimizerConfig(name="adagrad", learning_rate=0.3).build(80)
+    optimizer = OptimizerConfig(name="adagrad", learning_rate=0.5).build(80)
     step = make_step(model, objective, optimizer, seed=0)
     state, batches = init_state(model, optimizer, 0), data.batches(dataset, 16, 0)
     statistics = objective.statistics(dataset)
@@ -92,7 +91,8 @@ def test_each_objective_trains_a_small_problem_down(name: str, dataset: Dataset)
         losses.append(metrics.loss)
     values = np.asarray(jax.device_get(losses))
     assert np.isfinite(values).all()
-    assert values[-10:].mean() < 0.75 * values[:3].mean()
+    # Which of six items comes is left to chance: log 6 of log 12 is 0.72, and half of 2 log 2.
+    assert values[-12:].mean() < 0.85 * values[:3].mean()
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3)])
