@@ -38,5 +38,15 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Returns the batch on the devices, its leading axes split over the mesh."""
+    """Returns the batch on the devices, its leading axes split over the mesh.
+
+    Raises:
+      UserError: when the devices cannot have equal shares.
+    """
+    rows = {len(leaf) for leaf in jax.tree.leaves(batch)}
+    if any(count % mesh.size for count in rows):
+        raise UserError(
+            f"a batch of {max(rows)} rows cannot be split evenly over {mesh.size} devices. Set "
+            f"config.training.batch_size to a multiple of {mesh.size}, or config.mesh.data to 1."
+        )
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))

@@ -33,6 +33,15 @@ class SequenceData:
     buckets: tuple[int, ...] = (8, 20)
     row_len: int = 0
 
+    def __post_init__(self) -> None:
+        if self.max_len < 1 or self.row_len < 0:
+            raise UserError(
+                f"data.max_len must be at least 1 and data.row_len at least 0; got {self.max_len} "
+                f"and {self.row_len}."
+            )
+        if any(width < 1 for width in self.buckets):
+            raise UserError(f"data.buckets must be lengths from 1; got {self.buckets}.")
+
     def batches(self, dataset: Dataset, batch_size: int, seed: int) -> "SequenceBatches":
         """Returns the training batches of a dataset.
 
@@ -137,7 +146,8 @@ class WindowBatches(SequenceBatches):
         columns = self.first[users + 1][:, None] + np.arange(-self.config.max_len - 1, 0)
         inside = (columns >= self.first[users][:, None]) & real[:, None]
         rows = np.where(inside, self.items[columns], 0).astype(np.int32)
-        return Batch(history=rows[:, :-1], positives=rows[:, 1:], where=rows[:, :-1] > 0)
+        history, where = rows[:, :-1], rows[:, :-1] > 0
+        return Batch(history=history, positives=np.where(where, rows[:, 1:], 0), where=where)
 
 
 class PackedBatches(SequenceBatches):

@@ -119,4 +119,5 @@ def negative_scores(
     vectors = model.item_vectors(batch.negatives)
     pattern = "...d,nd->...n" if batch.negatives.ndim == 1 else "...d,...nd->...n"
     negatives = jnp.einsum(pattern, users, vectors, preferred_element_type=jnp.float32)
-    return positives, negatives, batch.negatives != batch.positives[..., None]
+    ids = jnp.broadcast_to(batch.negatives, negatives.shape)
+    return positives, negatives, ids != batch.positives[..., None]

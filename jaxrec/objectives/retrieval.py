@@ -136,6 +136,11 @@ class BCE(Negatives):
     shared: bool = False
     calibration: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.calibration <= 1:
+            raise ValueError(f"calibration must be in [0, 1]; got {self.calibration}.")
+
     def statistics(self, dataset: Dataset) -> Statistics:
         beta = losses.gbce_beta(self.num_negatives, dataset.num_items, self.calibration)
         return super().statistics(dataset) | {"beta": np.asarray(beta, np.float32)}

@@ -139,7 +139,8 @@ def make_step(
         averaged = state.average
         if average:
             # Early on the average follows the parameters, as nothing older is worth keeping.
-            keep = jnp.minimum(average, (state.step + 1.0) / (state.step + 10.0))
+            done = state.step.astype(jnp.float32)
+            keep = jnp.minimum(average, (done + 1) / (done + 10))
             averaged = jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), averaged, params)
         new_state = TrainState(
             step=state.step + 1,

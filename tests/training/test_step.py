@@ -1,0 +1,298 @@
+"""The training step: touched rows against dense, parts against the whole, devices against one."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.data import Dataset, PairData, SequenceData
+from jaxrec.functional import functional
+from jaxrec.models import matrix_factorization, sasrec
+from jaxrec.objectives import (
+    BCE,
+    BPR,
+    FullSoftmax,
+    InBatchSoftmax,
+    SampledSoftmax,
+    SquaredError,
+)
+from jaxrec.optim import OptimizerConfig
+from jaxrec.sharding import MeshConfig, replicate, shard_batch
+from jaxrec.training import StepMetrics, TrainState, init_state, make_step
+from jaxrec.typing import Batch, UserError
+
+SASREC = sasrec.Config(
+    max_len=6, dim=8, num_blocks=1, num_heads=2, hidden=8, dropout=0.0, attention_dropout=0.0
+)
+SEQUENCES, PAIRS = SequenceData(max_len=6), PairData()
+FACTORS = matrix_factorization.Config(dim=4, init_std=0.3)
+
+
+@pytest.fixture(scope="module")
+def dataset(random_dataset: Callable[..., Dataset]) -> Dataset:
+    dataset = random_dataset(0, num_users=150, num_items=300, mean_length=12)
+    labels = np.random.default_rng(0).uniform(1, 5, len(dataset.items)).astype(np.float32)
+    return dataclasses.replace(dataset, labels=labels)
+
+
+@functools.cache
+def compiled(
+    config: Any, objective: Any, optimizer: OptimizerConfig, **options: Any
+) -> tuple[TrainState, Any]:
+    """The first state, on the host, and the step; kept, as compiling is what takes time here."""
+    model, transform = functional(config.build), optimizer.build(100)
+    state = init_state(model, transform, 3, average=options.get("average", 0) > 0)
+    step = make_step(model, objective, transform, seed=3, **options)
+    return jax.device_get(state), step
+
+
+@functools.cache
+def dense(kind: type) -> type:
+    """The same objective, whose step is made to take whole tables."""
+    return type(f"Dense{kind.__name__}", (kind,), {"whole_catalogue": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Some steps of one experiment on the first batches of a dataset."""
+
+    dataset: Dataset
+    data: Any
+    model: Any
+    objective: Any
+    optimizer: OptimizerConfig = OptimizerConfig(name="adagrad", learning_rate=0.1)
+    batch_size: int = 8
+
+    def dense(self) -> "Run":
+        """The same run whose objective wants whole tables."""
+        values = {
+            f.name: getattr(self.objective, f.name) for f in dataclasses.fields(self.objective)
+        }
+        return dataclasses.replace(self, objective=dense(type(self.objective))(**values))
+
+    def batches(self, steps: int) -> list[Batch]:
+        batches = self.data.batches(self.dataset, self.batch_size, 0)
+        return [jax.tree.map(jnp.asarray, batches.batch(step)) for step in range(steps)]
+
+    def __call__(
+        self, batches: list[Batch], *, mesh: int = 1, **options: Any
+    ) -> tuple[list[TrainState], list[StepMetrics]]:
+        config = self.model.fit(self.dataset.manifest)
+        devices = MeshConfig(data=mesh).build()
+        start, step = compiled(config, self.objective, self.optimizer, **options)
+        state = replicate(start, devices)
+        statistics = replicate(self.objective.statistics(self.dataset), devices)
+        states, metrics = [jax.device_get(state)], []
+        for batch in batches:
+            state, told = step(state, shard_batch(batch, devices), statistics)
+            states.append(jax.device_get(state))
+            metrics.append(jax.device_get(told))
+        return states, metrics
+
+
+def distinct(batch: Batch, *fields: str) -> set[int]:
+    ids = np.concatenate([np.ravel(getattr(batch, field)) for field in fields])
+    return set(ids.tolist()) | {0}
+
+
+CASES = {
+    "sasrec_bce": (SEQUENCES, SASREC, BCE(num_negatives=2)),
+    "sasrec_untied_bce": (SEQUENCES, dataclasses.replace(SASREC, tied=False), BCE()),
+    "factors_sampled": (PAIRS, FACTORS, SampledSoftmax(num_negatives=20, power=0.5)),
+    "factors_in_batch": (PAIRS, FACTORS, InBatchSoftmax()),
+    "factors_bpr": (PAIRS, FACTORS, BPR(num_negatives=2, l2=0.01)),
+    "factors_ratings": (PAIRS, FACTORS, SquaredError(l2=0.01)),
+}
+OPTIMIZERS = {
+    "sgd": OptimizerConfig(name="sgd", learning_rate=0.5),
+    "adagrad": OptimizerConfig(name="adagrad", learning_rate=0.1),
+    "clipped": OptimizerConfig(name="sgd", learning_rate=0.5, clip_norm=0.05),
+}
+
+
+def with_duplicates(batch: Batch) -> Batch:
+    """Half of the rows are copies of the others, so that ids come many times."""
+    return jax.tree.map(lambda x: jnp.concatenate([x[:4], x[:4]]), batch)
+
+
+@pytest.mark.parametrize(
+    ("case", "optimizer"),
+    [(case, "adagrad") for case in CASES]
+    + [("factors_bpr", "sgd"), ("factors_bpr", "clipped"), ("sasrec_bce", "clipped")],
+)
+def test_touched_rows_give_the_dense_step(case: str, optimizer: str, dataset: Dataset) -> None:
+    data, model, objective = CASES[case]
+    run = Run(dataset, data, model, objective, OPTIMIZERS[optimizer])
+    batches = [with_duplicates(batch) for batch in run.batches(4)]
+    states, metrics = run(batches)
+    reference, told = run.dense()(batches)
+    chex.assert_trees_all_close(states[-1], reference[-1], rtol=2e-4, atol=2e-6)
+    chex.assert_trees_all_close(metrics, told, rtol=1e-5)
+    assert not np.array_equal(
+        states[0].params["items"]["table"], states[-1].params["items"]["table"]
+    )
+
+
+@pytest.mark.parametrize("name", ["adam", "lion"])
+def test_rows_and_moments_that_a_batch_does_not_touch_stay(name: Any, dataset: Dataset) -> None:
+    optimizer = OptimizerConfig(
+        name=name, learning_rate=0.1, weight_decay=0.1, decay_tables=True
+    )
+    run = Run(dataset, PAIRS, FACTORS, SquaredError(), optimizer)
+    batches = run.batches(2)
+    # Optax raises a Python number to the power of an integer count.
+    with jax.numpy_dtype_promotion("standard"):
+        states, _ = run(batches)
+        reference, _ = run.dense()(batches)
+    chex.assert_trees_all_close(
+        states[1].params["users"]["table"][batches[0].users],
+        reference[1].params["users"]["table"][batches[0].users],
+        rtol=1e-4,
+    )
+    for number, batch in enumerate(batches):
+        for table, field in (("users", "users"), ("items", "positives")):
+            before, after = (
+                jax.tree_util.tree_leaves_with_path((s.params, s.optimizer))
+                for s in states[number : number + 2]
+            )
+            size = states[0].params[table]["table"].shape[0]
+            untouched = sorted(set(range(size)) - distinct(batch, field))
+            touched = sorted(distinct(batch, field) - {0})
+            for (path, old), (_, new) in zip(before, after, strict=True):
+                if f"'{table}'" in jax.tree_util.keystr(path):
+                    np.testing.assert_array_equal(old[untouched], new[untouched])
+                    assert (old[touched] != new[touched]).any()
+    old, new = (s.params["items"]["table"] for s in reference[1:])
+    assert (old != new).any(axis=1).sum() > len(distinct(batches[1], "positives"))
+
+
+def test_overflow_counts_the_distinct_rows_beyond_capacity(dataset: Dataset) -> None:
+    run = Run(dataset, PAIRS, FACTORS, InBatchSoftmax(), batch_size=24)
+    batches = run.batches(1)
+    batches = [batches[0].replace(users=batches[0].users // 2 + 1)]
+    counts = [len(distinct(batches[0], field) - {0}) for field in ("users", "positives")]
+    assert min(counts) > 5
+    for capacity in (5, max(counts) - 1, max(counts)):
+        expected = sum(max(0, count - capacity) for count in counts)
+        states, metrics = run(batches, capacity=capacity)
+        assert int(metrics[0].overflow) == expected
+        if not expected:
+            whole, _ = run(batches)
+            chex.assert_trees_all_close(states, whole, rtol=1e-5, atol=1e-7)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedBCE(BCE):
+    """BCE whose negatives are a function of the positives: no part of a batch draws others."""
+
+    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+        batch = super().draw(batch, statistics, key)
+        return batch.replace(negatives=(batch.positives % 300 + 1)[..., None])
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "objective"),
+    [
+        (SEQUENCES, SASREC, FullSoftmax()),
+        (PAIRS, FACTORS, FixedBCE()),
+        (PAIRS, FACTORS, SquaredError(l2=0.01)),
+    ],
+    ids=["full", "bce", "ratings"],
+)
+def test_four_parts_give_the_whole_batch(
+    data: Any, model: Any, objective: Any, dataset: Dataset
+) -> None:
+    run = Run(dataset, data, model, objective)
+    batches = run.batches(2)
+    # Parts with different numbers of examples, one of them empty.
+    where = [b.where & (jnp.arange(8) < 6).reshape(8, *[1] * (b.where.ndim - 1)) for b in batches]
+    batches = [b.replace(where=w) for b, w in zip(batches, where, strict=True)]
+    states, metrics = run(batches, accumulate=4)
+    whole, told = run(batches)
+    chex.assert_trees_all_close(states, whole, rtol=1e-4, atol=2e-6)
+    chex.assert_trees_all_close(metrics, told, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["sasrec_bce", "factors_bpr", "full"])
+def test_eight_devices_give_what_one_gives(case: str, dataset: Dataset) -> None:
+    data, model, objective = CASES.get(case, (SEQUENCES, SASREC, FullSoftmax()))
+    run = Run(dataset, data, model, objective)
+    batches = run.batches(2)
+    states, metrics = run(batches, mesh=8)
+    single, told = run(batches, mesh=1)
+    chex.assert_trees_all_close(states, single, rtol=2e-4, atol=2e-6)
+    chex.assert_trees_all_close(metrics, told, rtol=1e-5)
+
+
+def test_batches_and_meshes_that_do_not_fit_are_refused(dataset: Dataset) -> None:
+    batch = Run(dataset, PAIRS, FACTORS, BPR(), batch_size=6).batches(1)[0]
+    with pytest.raises(UserError, match="6 rows cannot be split evenly over 4 devices"):
+        shard_batch(batch, MeshConfig(data=4).build())
+    with pytest.raises(UserError, match="config.mesh.data=9 wants 9 devices and 8"):
+        MeshConfig(data=9).build()
+    assert MeshConfig(data=0).build().size == 8
+
+
+def test_negatives_and_dropout_are_drawn_anew_at_each_step(dataset: Dataset) -> None:
+    still = OptimizerConfig(name="sgd", learning_rate=1e-12)
+    dropping = dataclasses.replace(SASREC, dropout=0.5)
+    cases: Any = (
+        (PAIRS, FACTORS, BPR()),
+        (SEQUENCES, dropping, FullSoftmax()),
+        (PAIRS, FACTORS, SquaredError()),
+    )
+    drawn = []
+    for data, model, objective in cases:
+        run = Run(dataset, data, model, objective, still)
+        batch = run.batches(1)[0]
+        _, metrics = run([batch, batch])
+        _, again = run([batch])
+        assert metrics[0].loss == again[0].loss
+        drawn.append(abs(float(metrics[0].loss) - float(metrics[1].loss)) > 1e-4)
+    assert drawn == [True, True, False]
+
+
+def test_a_batch_without_examples_has_loss_zero_and_moves_nothing(dataset: Dataset) -> None:
+    for data, model, objective in CASES.values():
+        run = Run(dataset, data, model, objective)
+        batch = run.batches(1)[0]
+        states, metrics = run([batch.replace(where=jnp.zeros_like(batch.where))])
+        assert metrics[0].loss == 0 and metrics[0].examples == 0
+        chex.assert_trees_all_equal(states[0].params, states[1].params)
+
+
+def test_metrics_are_the_weighted_mean_and_the_sum_of_weights(dataset: Dataset) -> None:
+    run = Run(dataset, PAIRS, FACTORS, SquaredError())
+    batch = run.batches(1)[0].replace(weights=jnp.arange(8.0))
+    states, metrics = run([batch])
+    users, items = (states[0].params[name]["table"] for name in ("users", "items"))
+    p, q = users[batch.users], items[batch.positives]
+    scores = (p[:, :-1] * q[:, :-1]).sum(1) + p[:, -1] + q[:, -1]
+    errors = (scores - np.asarray(batch.labels)) ** 2
+    np.testing.assert_allclose(metrics[0].loss, (errors * np.arange(8)).sum() / 28, rtol=1e-5)
+    assert metrics[0].examples == 28
+    assert [int(state.step) for state in states] == [0, 1]
+
+
+def test_the_average_follows_the_parameters(dataset: Dataset) -> None:
+    run = Run(dataset, SEQUENCES, SASREC, FullSoftmax())
+    states, _ = run(run.batches(3), average=0.15)
+    chex.assert_trees_all_equal(states[0].average, states[0].params)
+    average = states[0].params
+    for state, keep in zip(states[1:], (1 / 10, 0.15, 0.15), strict=True):
+        average = jax.tree.map(lambda a, p, k=keep: k * a + (1 - k) * p, average, state.params)
+        chex.assert_trees_all_close(state.average, average, rtol=1e-4, atol=1e-6)
+
+
+def test_seeds_decide_the_parameters(dataset: Dataset) -> None:
+    model = functional(FACTORS.fit(dataset.manifest).build)
+    optimizer = OptimizerConfig().build(10)
+    first, again, other = (init_state(model, optimizer, seed) for seed in (0, 0, 1))
+    chex.assert_trees_all_equal(first, again)
+    assert (first.params["items"]["table"] != other.params["items"]["table"]).all()
