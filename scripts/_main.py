@@ -4,7 +4,7 @@ import errno
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 
 from absl import app, flags, logging
 
@@ -22,7 +22,7 @@ def run(main: Callable[[], None]) -> None:
     1. Anything else is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _stop)
-    sys.excepthook = _without_echoes
+    sys.unraisablehook = _without_echoes
     keep_freed_memory()
     app.run(lambda argv: sys.exit(_guard(main, argv)))
 
@@ -61,13 +61,11 @@ def _say(sentence: str) -> int:
     return 1
 
 
-def _without_echoes(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _without_echoes(unraisable: "sys.UnraisableHookArgs") -> None:
     # Once a write has failed, TensorStore calls back into Orbax's event loop for each write that
     # was under way beside it, and prints that the loop has gone.
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

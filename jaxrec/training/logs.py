@@ -78,6 +78,7 @@ class Progress:
                 initial=start,
                 unit="step",
                 ncols=None if sized else 80,
+                nrows=None if sized else 24,
                 dynamic_ncols=sized,
             )
 
@@ -90,8 +91,8 @@ class Progress:
     def update(self, step: int, loss: float, examples_per_s: float) -> None:
         """Shows where the run is."""
         if self._bar is not None:
+            self._bar.n = step
             self._bar.set_postfix_str(f"loss {loss:.4f}, {examples_per_s:,.0f} examples/s")
-            self._bar.update(step - self._bar.n)
         elif not self._quiet:
             text = f"step {step:,}/{self._total:,}  loss {loss:.4f}"
             if self._origin is None:

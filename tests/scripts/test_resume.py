@@ -62,7 +62,10 @@ def kill_at(process: subprocess.Popen[str], ready: Callable[[], bool]) -> bool:
 
 
 def run_with_kills(scripts: Any, flags: list[str], workdir: Path, kills: int) -> int:
-    """Trains, killing each process early; at least every other one in the middle of a save."""
+    """Trains, killing each process early, every other one in the middle of a save.
+
+    Returns how many were killed before they ended by themselves.
+    """
     chance, landed = random.Random(0), 0
     for attempt in range(kills):
         lines = len(told(workdir)) if (workdir / "metrics.jsonl").exists() else 0
@@ -73,7 +76,7 @@ def run_with_kills(scripts: Any, flags: list[str], workdir: Path, kills: int) ->
             return path.exists() and path.read_text().count("\n") >= until
 
         process = scripts.start("train", *flags, f"--workdir={workdir}")
-        if attempt % 2:
+        if attempt % 2 == 0:
             landed += kill_at(process, lambda: has_told() and is_saving(workdir))
         else:
             landed += kill_at(process, has_told)
@@ -84,7 +87,7 @@ def run_with_kills(scripts: Any, flags: list[str], workdir: Path, kills: int) ->
 @pytest.mark.parametrize(
     ("name", "extra", "steps", "kills"),
     [
-        ("full", AVERAGED, 30, 2),
+        ("full", AVERAGED, 30, 1),
         ("sampled", BUSY, 30, 2),
         pytest.param("full", AVERAGED, 200, 12, marks=pytest.mark.slow),
         pytest.param("sampled", BUSY, 200, 12, marks=pytest.mark.slow),
@@ -105,7 +108,7 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_never_was(
     flags.append(f"--config.training.steps={steps}")
     scripts.works("train", *flags, f"--workdir={tmp_path / 'whole'}")
     landed = run_with_kills(scripts, flags, tmp_path / "killed", kills)
-    assert landed >= kills // 2
+    assert landed >= (kills + 1) // 2
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
     assert not is_saving(tmp_path / "killed")
 
@@ -148,7 +151,7 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
     assert "File too large" in said
     assert "the same command goes on" in said
     assert not (workdir / "result.json").exists()
-    np.testing.assert_equal(state_of(workdir), state_of(trained))
+    jax.tree.map(np.testing.assert_array_equal, state_of(workdir), state_of(trained))
     assert "going on from step 20 of 40" in scripts.works("train", *flags)
     assert not is_saving(workdir)
 
@@ -156,8 +159,9 @@ def test_a_full_disk_ends_in_one_sentence_and_the_run_can_go_on(
 def test_a_diverging_loss_ends_in_one_sentence(
     scripts: Any, config_files: dict[str, Path], data: Path, tmp_path: Path
 ) -> None:
-    flags = [f"--config={config_files['full']}", f"--data={data}", f"--workdir={tmp_path / 'run'}"]
-    said = scripts.fails_after_progress("train", *flags, "--config.optimizer.learning_rate=1e30")
-    assert "step 2 " in said
+    flags = [f"--config={config_files['ratings']}", f"--data={data}"]
+    flags += [f"--workdir={tmp_path / 'run'}", "--config.optimizer.learning_rate=1e30"]
+    said = scripts.fails_after_progress("train", *flags)
+    assert "the loss of step 2 is inf" in said
     assert "config.optimizer.learning_rate" in said
     assert not (tmp_path / "run" / "result.json").exists()

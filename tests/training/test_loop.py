@@ -166,12 +166,11 @@ def test_a_temporal_split_trains_and_is_measured(
     assert 0 <= result["valid"]["ndcg@10"] <= 1 and 0 <= result["test"]["ndcg@10"] <= 1
 
 
-@pytest.mark.parametrize("name", ["full", "bpr"])
 def test_a_dataset_smaller_than_a_batch_trains(
-    config_of: ConfigOf, make_data: Callable[..., Dataset], tmp_path: Path, name: str
+    config_of: ConfigOf, make_data: Callable[..., Dataset], tmp_path: Path
 ) -> None:
     data = make_data(num_users=3)
-    config = config_of(name, steps=0, epochs=2, batch_size=512, evaluate_every=0)
+    config = config_of(steps=0, epochs=2, batch_size=512, evaluate_every=0)
     result = train(config, data, tmp_path, quiet=True)
     assert (result["steps"], result["epochs"]) == (2, 2)
 
