@@ -12,8 +12,8 @@ type _Rows = tuple[jax.Array, jax.Array, jax.Array]  # vectors (C, D), targets (
 
 
 def catalogue_cross_entropy(
-    vectors: jax.Array,
-    table: jax.Array,
+    vectors: Array,
+    table: Array,
     targets: Array,
     weights: Array,
     *,
@@ -44,8 +44,8 @@ def catalogue_cross_entropy(
     pad = -num_rows % chunk
     shape = (-1, chunk)
     return _loss(
-        jnp.pad(vectors, ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
-        table,
+        jnp.pad(jnp.asarray(vectors), ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
+        jnp.asarray(table),
         jnp.pad(jnp.asarray(targets), (0, pad)).reshape(shape),
         jnp.pad(jnp.asarray(weights, jnp.float32), (0, pad)).reshape(shape),
         label_smoothing,
