@@ -31,7 +31,9 @@ def _loss(params: Any, ids: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(params["items"]["table"][ids] - target))
 
 
-def _step(touched_rows: bool, optimizer: Any, params: Any, slots: Any, ids: Any, target: Any) -> Any:
+def _step(
+    touched_rows: bool, optimizer: Any, params: Any, slots: Any, ids: Any, target: Any
+) -> Any:
     whole, whole_slots, touched = params, slots, {}
     if touched_rows:
         touched = {"items": Touched.of(ids, params["items"]["table"].shape[0], ids.size)}
@@ -48,9 +50,7 @@ def _time(touched_rows: bool, num_rows: int) -> float:
     shape = (num_rows, _WIDTH.value)
     params = {"items": {"table": jax.jit(lambda: jnp.full(shape, 0.1, jnp.float32))()}}
     slots = jax.jit(optimizer.init)(params)
-    step = jax.jit(
-        functools.partial(_step, touched_rows, optimizer), donate_argnums=(0, 1)
-    )
+    step = jax.jit(functools.partial(_step, touched_rows, optimizer), donate_argnums=(0, 1))
     random = np.random.default_rng(0)
     # Zipf with exponent 1.05 over shuffled rows, so that hot rows do not lie together.
     weights = np.arange(1, num_rows + 1) ** -1.05

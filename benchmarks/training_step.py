@@ -48,15 +48,14 @@ _DROPOUT = flags.DEFINE_float("dropout", 0.2, "Dropout rate, on branches and att
 _REPEATS = flags.DEFINE_integer("repeats", 40, "Timed steps.")
 _PEERS = flags.DEFINE_multi_string("peer", [], "NAME CASE=COMMAND, repeatable.")
 _KEEP = flags.DEFINE_bool("keep_memory", True, "Let jaxrec keep freed memory, as its scripts do.")
-_ALONE = flags.DEFINE_string("alone", None, "Run this one in this process: jaxrec:CASE, naive:CASE.")
+_ALONE = flags.DEFINE_string("alone", None, "Run this one here: jaxrec:CASE, naive:CASE.")
 
 
 def _dataset() -> Dataset:
     if _DATA.value:
         return open_dataset(_DATA.value)
     events, _ = synthetic(seed=0, num_users=943, num_items=1682, min_events=20, max_events=192)
-    columns = {"user_column": "user_id", "item_column": "item_id", "time_column": "timestamp"}
-    return build(events, **columns)
+    return build(events, user_column="user_id", item_column="item_id", time_column="timestamp")
 
 
 def _model(num_items: int, hidden: int) -> sasrec.Config:
@@ -193,11 +192,12 @@ def main(argv: list[str]) -> None:
         own[case] = found["jaxrec"]["step_ms"]
         faster = found["naive"]["step_ms"] / own[case]
         print(json.dumps(found["naive"]))
-        print(json.dumps(found["jaxrec"] | {"times_faster_than_naive": round(faster, 2)}), flush=True)
+        figures = found["jaxrec"] | {"times_faster_than_naive": round(faster, 2)}
+        print(json.dumps(figures), flush=True)
     for peer in _PEERS.value:
-        name, _, command = peer.partition("=")
-        case, line = name.split()[-1], _spawn(shlex.split(command))
-        figures: dict[str, Any] = {"who": name, "case": case, "step_ms": float(line["ms_step"])}
+        name, _, words = peer.partition("=")
+        case, line = name.split()[-1], _spawn(shlex.split(words))
+        figures = {"who": name, "case": case, "step_ms": float(line["ms_step"])}
         if case in own:
             figures["jaxrec_times_faster"] = float(line["ms_step"]) / own[case]
         emit("training_step", figures)

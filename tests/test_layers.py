@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    {"typing", "config"},
+    {"typing", "config", "memory"},
     {"ops", "data"},
     {"layers", "losses", "metrics", "optim", "sampling"},
     {"models", "objectives", "functional", "sharding"},

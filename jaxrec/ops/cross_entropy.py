@@ -11,8 +11,8 @@ from jaxrec.typing import Array
 
 
 def catalogue_cross_entropy(
-    vectors: jax.Array,
-    table: jax.Array,
+    vectors: Array,
+    table: Array,
     targets: Array,
     weights: Array,
     *,
@@ -45,8 +45,8 @@ def catalogue_cross_entropy(
     pad = -num_rows % chunk
     shape = (-1, chunk)
     return _loss(
-        jnp.pad(vectors[order], ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
-        table,
+        jnp.pad(jnp.asarray(vectors)[order], ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
+        jnp.asarray(table),
         jnp.pad(jnp.asarray(targets)[order], (0, pad)).reshape(shape),
         jnp.pad(weights[order], (0, pad)).reshape(shape),
         label_smoothing,

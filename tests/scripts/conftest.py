@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ class Scripts:
             out, err = process.communicate(timeout=120)
         return process.returncode, out, err
 
-    def works(self, name: str, *flags: object, **variables: str) -> str:
+    def works(self, name: str, *flags: object, **variables: Any) -> str:
         """Runs a script that must succeed, and returns its stdout."""
         code, out, err = self.run(name, *flags, **variables)
         assert code == 0, err

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def result_of(workdir: Path) -> dict[str, Any]:
 
 def assert_equal_runs(one: Path, other: Path) -> None:
     first, second = state_of(one), state_of(other)
-    assert jax.tree.structure(first) == jax.tree.structure(second)
+    chex.assert_trees_all_equal_structs(first, second)
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
     assert told(one) == told(other)

@@ -22,7 +22,7 @@ def _load_config() -> Callable[[str, list[tuple[str, str]]], Any]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.load_config  # type: ignore[no-any-return]
+    return module.load_config
 
 
 load_config = _load_config()
