@@ -165,8 +165,6 @@ def drawn_batch(objective: Any, dataset: Dataset) -> Batch:
     return objective.draw(batch, objective.statistics(dataset), jax.random.key(1))
 
 
-
-
 @pytest.fixture(scope="module")
 def four_items(dataset_of: Callable[..., Dataset]) -> Dataset:
     events = [(1, 1, 0), (1, 2, 0), (1, 2, 0), (2, 3, 0), (2, 4, 0)]

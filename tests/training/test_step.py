@@ -141,9 +141,7 @@ def test_touched_rows_give_the_dense_step(case: str, optimizer: str, dataset: Da
 
 @pytest.mark.parametrize("name", ["adam", "lion"])
 def test_rows_and_moments_that_a_batch_does_not_touch_stay(name: Any, dataset: Dataset) -> None:
-    optimizer = OptimizerConfig(
-        name=name, learning_rate=0.1, weight_decay=0.1, decay_tables=True
-    )
+    optimizer = OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.1, decay_tables=True)
     run = Run(dataset, PAIRS, FACTORS, SquaredError(), optimizer)
     batches = run.batches(2)
     # Optax raises a Python number to the power of an integer count.
