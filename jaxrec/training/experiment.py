@@ -132,8 +132,8 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
         if saved[key] != here[key]:
             raise UserError(
                 f"the checkpoint was trained with another {what} vocabulary ({saved[key][:12]}) "
-                f"than the dataset has ({here[key][:12]}). Use the dataset that it was trained on, or "
-                "another --workdir."
+                f"than the dataset has ({here[key][:12]}). Use the dataset that it was trained on, "
+                "or another --workdir."
             )
     if resume and saved["data_fingerprint"] != here["data_fingerprint"]:
         raise UserError(

@@ -45,7 +45,7 @@ def _config_of(name: str = "full", **changes: Any) -> ExperimentConfig:
         "checkpoint_every": 7,
     }
     rhythm |= {key: value for key, value in changes.items() if key not in fields}
-    usual = {
+    usual: dict[str, Any] = {
         "optimizer": OptimizerConfig(learning_rate=1e-2),
         "evaluation": EVALUATION,
         "training": TrainingConfig(**rhythm),

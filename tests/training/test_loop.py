@@ -85,7 +85,8 @@ class _Course:
     """Stands in for validation: the monitored metric takes these values in turn."""
 
     def __init__(self, name: str, values: list[float]):
-        self.name, self.values, self.seen = name, iter(values), []
+        self.name, self.values = name, iter(values)
+        self.seen: list[Any] = []
 
     def __call__(self, experiment: Experiment, params: Any, split: str, **_: Any) -> Any:
         self.seen.append(jax.device_get(params))
