@@ -187,8 +187,8 @@ def _fit(value: Any, hint: Any) -> Any:
         kinds = (
             args if len(args) == len(values) and Ellipsis not in args else args[:1] * len(values)
         )
-        fits = tuple(_fit(v, kind) for v, kind in zip(values, kinds, strict=True))
-        return _MISFIT if _MISFIT in fits else fits
+        fitted = tuple(_fit(v, kind) for v, kind in zip(values, kinds, strict=True))
+        return _MISFIT if _MISFIT in fitted else fitted
     if hint in (None, type(None)):
         return None if value is None else _MISFIT
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
