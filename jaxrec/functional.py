@@ -40,7 +40,9 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     graph, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)
     strangers = [
-        _name(path) for path, leaf in flat if not issubclass(getattr(leaf, "type", object), nnx.Param)
+        _name(path)
+        for path, leaf in flat
+        if not issubclass(getattr(leaf, "type", object), nnx.Param)
     ]
     if strangers:
         raise ValueError(

@@ -132,9 +132,7 @@ def test_an_override_changes_nothing_else() -> None:
     ],
 )
 def test_a_misspelt_name_brings_the_closest_one(path: str, closest: str) -> None:
-    config = ExperimentConfig(
-        data=SequenceData(), model=sasrec.Config(), objective=FullSoftmax()
-    )
+    config = ExperimentConfig(data=SequenceData(), model=sasrec.Config(), objective=FullSoftmax())
     with pytest.raises(UserError, match=f"Did you mean '{closest}'"):
         configs.override(config, path, "1")
 

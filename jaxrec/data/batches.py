@@ -6,7 +6,7 @@ any step and other processes can build their part of the same batch.
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -214,6 +214,4 @@ class PackedBatches(SequenceBatches):
         history.ravel()[flat] = self.items[event]
         positives.ravel()[flat] = self.items[event + 1]
         segments.ravel()[flat] = np.repeat(segment + 1, size)
-        return Batch(
-            history=history, positives=positives, segments=segments, where=segments > 0
-        )
+        return Batch(history=history, positives=positives, segments=segments, where=segments > 0)

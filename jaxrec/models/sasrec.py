@@ -143,9 +143,7 @@ class Block(nnx.Module):
         if config.block == "ligr":
             self.attention_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
             self.feed_forward_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
-            self.feed_forward = SwiGLU(
-                dim, config.hidden, dropout_rate=0.0, dtype=dtype, rngs=rngs
-            )
+            self.feed_forward = SwiGLU(dim, config.hidden, dropout_rate=0.0, dtype=dtype, rngs=rngs)
         else:
             self.feed_forward = FeedForward(
                 dim,

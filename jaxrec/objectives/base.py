@@ -47,9 +47,7 @@ class Objective(Protocol):
         """Returns the batch with whatever is random or depends on original ids filled in."""
         ...
 
-    def loss(
-        self, model: Any, batch: Batch, key: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns the sum of the examples' losses and the sum of their weights, both float32."""
         ...
 

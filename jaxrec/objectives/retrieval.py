@@ -1,4 +1,4 @@
-"""Objectives for retrievers: full and sampled softmax, in-batch softmax, BCE, gBCE, BPR, ratings."""
+"""Objectives for retrievers: full, sampled and in-batch softmax, BCE, gBCE, BPR, ratings."""
 
 import dataclasses
 from typing import Any

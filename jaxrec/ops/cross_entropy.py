@@ -80,7 +80,9 @@ def _forward(vectors, table, targets, weights, smoothing):
     def body(carry, chunk):
         total, table_gradient = carry
         v, t, w = chunk
-        logits, exponentials, normaliser, columns, nll, log_total = _chunk_loss(v, table, t, w, smoothing)
+        logits, exponentials, normaliser, columns, nll, log_total = _chunk_loss(
+            v, table, t, w, smoothing
+        )
         spread = smoothing / (table.shape[0] - 1)
         if smoothing:
             mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
@@ -95,7 +97,9 @@ def _forward(vectors, table, targets, weights, smoothing):
         return (total + jnp.sum(w * nll[:, 0]), table_gradient), vector_gradient.astype(v.dtype)
 
     start = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
-    (total, table_gradient), vector_gradient = jax.lax.scan(body, start, (vectors, targets, weights))
+    (total, table_gradient), vector_gradient = jax.lax.scan(
+        body, start, (vectors, targets, weights)
+    )
     return total, (vector_gradient, table_gradient.astype(table.dtype))
 
 

@@ -76,9 +76,7 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
         with self._damage(step):
-            args = ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(abstract, like))
-            )
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, like)))
             return self._manager.restore(step, args=args)["state"]
 
     def restore_raw(self, step: int) -> Any:

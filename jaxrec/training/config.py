@@ -52,7 +52,9 @@ class TrainingConfig:
                 raise ValueError(f"training.{name} must be at least 1; got {getattr(self, name)}.")
         for name in ("steps", "epochs", "evaluate_every", "patience", "seed", "capacity"):
             if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} must not be negative; got {getattr(self, name)}.")
+                raise ValueError(
+                    f"training.{name} must not be negative; got {getattr(self, name)}."
+                )
         if self.checkpoint_every < 1:
             raise ValueError(
                 f"training.checkpoint_every must be at least 1; got {self.checkpoint_every}."

@@ -96,19 +96,13 @@ def make_step(
       capacity: distinct rows of a table that a batch may touch; 0 allows for all of its ids.
     """
 
-    def total_loss(
-        params: Params, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def total_loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return objective.loss(model.bind(params), batch, key)
 
     gradient = jax.value_and_grad(total_loss, has_aux=True)
 
-    def step(
-        state: TrainState, batch: Batch, statistics: Any
-    ) -> tuple[TrainState, StepMetrics]:
-        draw_key, loss_key = jax.random.split(
-            jax.random.fold_in(jax.random.key(seed), state.step)
-        )
+    def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
+        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         parts = _split(batch, accumulate)
         draw = jax.vmap(objective.draw, in_axes=(0, None, 0))
         parts = draw(parts, statistics, jax.random.split(draw_key, accumulate))

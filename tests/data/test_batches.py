@@ -29,7 +29,7 @@ def epoch(batches: Any, number: int) -> list[Batch]:
 
 
 def rows(batch: Batch) -> list[tuple[Any, ...]]:
-    """One (history without padding, positive) for each target that counts, where history is (L,)."""
+    """(history without padding, positive) of each row that counts."""
     return [
         (tuple(h[h > 0].tolist()), int(p))
         for h, p, w in zip(batch.history, batch.positives, batch.where, strict=True)
@@ -120,9 +120,7 @@ def test_packed_shows_every_pair_of_neighbours_once(
 
 def test_packed_cuts_long_histories_elsewhere_in_each_epoch(dataset: Dataset) -> None:
     batches = SequenceData(max_len=5, targets="packed").batches(dataset, 1, seed=1)
-    cuts = [
-        frozenset(w for b in epoch(batches, number) for w in windows(b)) for number in range(3)
-    ]
+    cuts = [frozenset(w for b in epoch(batches, number) for w in windows(b)) for number in range(3)]
     assert len(set(cuts)) == 3
     short = [h for h in train_histories(dataset) if 2 <= len(h) <= 6]
     assert short
@@ -140,9 +138,7 @@ def test_packed_leaves_no_room_that_the_next_window_would_fill(dataset: Dataset)
 @pytest.mark.parametrize("batch_size", [3, 8])
 def test_packed_wraps_to_fill_a_batch(dataset: Dataset, batch_size: int) -> None:
     whole = [
-        w
-        for b in epoch(SequenceData(max_len=5).batches(dataset, 1, seed=1), 0)
-        for w in windows(b)
+        w for b in epoch(SequenceData(max_len=5).batches(dataset, 1, seed=1), 0) for w in windows(b)
     ]
     batches = SequenceData(max_len=5).batches(dataset, batch_size, seed=1)
     seen = Counter(w for b in epoch(batches, 0) for w in windows(b))

@@ -30,9 +30,7 @@ def test_two_linear_maps_with_an_activation_between() -> None:
 
 
 def test_swiglu_gates_with_the_first_half() -> None:
-    model = functional(
-        lambda rngs: SwiGLU(3, 5, dropout_rate=0.0, dtype=jnp.float32, rngs=rngs)
-    )
+    model = functional(lambda rngs: SwiGLU(3, 5, dropout_rate=0.0, dtype=jnp.float32, rngs=rngs))
     params = model.init(jax.random.key(0))
     assert set(params["up"]) == set(params["down"]) == {"kernel"}
     x, p = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32), wide(params)

@@ -36,9 +36,7 @@ def test_gbce_raises_the_positives_probability_to_beta() -> None:
         -0.3 * log_sigmoid(-2) - log_sigmoid(-3) - log_sigmoid(0),
     ]
     np.testing.assert_allclose(gbce(POSITIVES, NEGATIVES, beta=0.3), expected, rtol=1e-6)
-    np.testing.assert_array_equal(
-        gbce(POSITIVES, NEGATIVES, beta=1.0), bce(POSITIVES, NEGATIVES)
-    )
+    np.testing.assert_array_equal(gbce(POSITIVES, NEGATIVES, beta=1.0), bce(POSITIVES, NEGATIVES))
 
 
 def test_beta_goes_from_bce_to_the_sampling_rate() -> None:

@@ -32,7 +32,9 @@ SCORES = np.asarray(USERS @ ITEMS.T)
 class Fixed:
     """A retriever whose vectors are given: user b of a batch is row `users[b]`."""
 
-    tables: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    @property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
         return USERS[batch.users]
@@ -163,8 +165,6 @@ def test_full_softmax_by_hand() -> None:
 def drawn_batch(objective: Any, dataset: Dataset) -> Batch:
     batch = batch_of(labels=jnp.array([1.0, 2.0, 3.0]))
     return objective.draw(batch, objective.statistics(dataset), jax.random.key(1))
-
-
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,11 @@ def problem(rows: int, items: int, dim: int, seed: int = 0) -> tuple[np.ndarray,
 
 
 def by_hand(
-    vectors: np.ndarray, table: np.ndarray, targets: np.ndarray, weights: np.ndarray, smoothing: float
+    vectors: np.ndarray,
+    table: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    smoothing: float,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Value and gradients in float64: d loss / d logits = weight * (softmax - wanted)."""
     v, t, w = (np.asarray(x, np.float64) for x in (vectors, table, weights))
@@ -90,9 +94,7 @@ def test_scores_of_ten_thousand_stay_finite(smoothing: float) -> None:
     vectors, table, targets, weights = problem(8, 9, 4)
 
     def loss(vectors: jax.Array) -> jax.Array:
-        return catalogue_cross_entropy(
-            vectors, table, targets, weights, label_smoothing=smoothing
-        )
+        return catalogue_cross_entropy(vectors, table, targets, weights, label_smoothing=smoothing)
 
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(vectors) * 1e4)
     expected = by_hand(vectors * 1e4, table, targets, weights, smoothing)

@@ -36,9 +36,7 @@ def run(optimizer: optax.GradientTransformation, steps: int) -> Params:
 
 
 def test_warm_up_rises_in_a_line_and_a_cosine_falls_to_its_fraction() -> None:
-    config = OptimizerConfig(
-        learning_rate=2.0, warmup_steps=10, decay="cosine", final_fraction=0.1
-    )
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, decay="cosine", final_fraction=0.1)
     schedule = config.schedule(110)
     expected = {
         0: 0.0,
@@ -85,9 +83,7 @@ def test_each_name_is_optaxs_optimiser(
 
 @pytest.mark.parametrize("tables", [False, True])
 def test_only_matrices_decay_and_tables_when_asked(tables: bool) -> None:
-    config = OptimizerConfig(
-        name="sgd", learning_rate=0.5, weight_decay=0.2, decay_tables=tables
-    )
+    config = OptimizerConfig(name="sgd", learning_rate=0.5, weight_decay=0.2, decay_tables=tables)
     optimizer = config.build(10)
     still = {g: {k: jnp.zeros_like(v) for k, v in p.items()} for g, p in PARAMS.items()}
     updates, _ = optimizer.update(still, optimizer.init(PARAMS), PARAMS)
