@@ -6,17 +6,14 @@ scores, seen items set to -inf, `argpartition`, a sort of the winners; then the 
   python benchmarks/evaluation.py --repeats=5
 """
 
-import json
-import os
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from _report import emit
 from absl import app, flags
 
 from jaxrec.data.dataset import Dataset, Manifest
@@ -24,7 +21,7 @@ from jaxrec.evaluation import (
     EvaluationConfig,
     Requests,
     RetrieverRecommender,
-    evaluate_recommender,
+    evaluate,
     requests_of,
 )
 from jaxrec.typing import Batch
@@ -83,13 +80,6 @@ def _dataset(random: np.random.Generator, num_users: int, num_items: int, mean: 
     )
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main(_: list[str]) -> None:
     random = np.random.default_rng(0)
     dataset = _dataset(random, _USERS.value, _ITEMS.value, _HISTORY.value)
@@ -106,14 +96,13 @@ def main(_: list[str]) -> None:
 
     def run() -> float:
         start = time.perf_counter()
-        evaluate_recommender(retriever, dataset, "test", config)
+        evaluate(retriever, dataset, "test", config)
         return time.perf_counter() - start
 
     first = run()
     seconds = statistics.median(run() for _ in range(_REPEATS.value))
     requests = requests_of(dataset, "test")
     result = {
-        "name": "evaluation",
         "users": len(requests),
         "items": _ITEMS.value,
         "width": _WIDTH.value,
@@ -123,22 +112,14 @@ def main(_: list[str]) -> None:
         "users_per_s": round(len(requests) / seconds),
     }
     if _PEER.value:
-        peer = evaluate_recommender(_FullMatrix(users, items), dataset, "test", config)
-        ours = evaluate_recommender(retriever, dataset, "test", config)
+        peer = evaluate(_FullMatrix(users, items), dataset, "test", config)
+        ours = evaluate(retriever, dataset, "test", config)
         result["numpy_full_matrix_s"] = round(peer.seconds, 3)
         result["times_faster"] = round(peer.seconds / seconds, 1)
         result["same_metrics"] = bool(
             np.allclose(list(ours.metrics.values()), list(peer.metrics.values()), rtol=1e-3)
         )
-    device = jax.devices()[0]
-    result["machine"] = {
-        "cpus": os.cpu_count(),
-        "cpu": _cpu(),
-        "device": device.device_kind,
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-    }
-    print(json.dumps(result))
+    emit("evaluation", result)
 
 
 if __name__ == "__main__":

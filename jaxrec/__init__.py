@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("config", "data", "evaluation", "layers", "losses", "metrics", "models")
-_MODULES += ("objectives", "ops", "optim", "sampling", "training", "typing")
+_MODULES = (
+    *("config", "data", "evaluation", "layers", "losses", "metrics", "models"),
+    *("objectives", "ops", "optim", "sampling", "training", "typing"),
+)
 
 __all__ = ["Functional", "functional"]
 

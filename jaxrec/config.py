@@ -12,6 +12,7 @@ import json
 import types
 import typing
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,19 @@ def from_dict(tree: Any) -> Any:
 
 
 def save(config: Any, path: str | Path) -> None:
-    """Writes a config as JSON."""
-    Path(path).write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    """Writes a config as JSON, whole or not at all."""
+    write_whole(path, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Writes a text file that appears whole or, when writing fails, stays as it was."""
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load(path: str | Path) -> Any:
@@ -76,46 +88,58 @@ def load(path: str | Path) -> Any:
         raise UserError(
             f"{path} does not exist. A workdir is made by scripts/train.py --workdir=DIR."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}).") from None
 
 
 def override[T](config: T, path: str, text: str) -> T:
-    """Returns the config with the field at a dotted path set from text.
+    """Returns the config with the field at a dotted path set from text; see `override_all`."""
+    return override_all(config, [(path, text)])
+
+
+def override_all[T](config: T, changes: Sequence[tuple[str, str]]) -> T:
+    """Returns the config with fields set from text, all at once: only the outcome must be valid.
 
     Args:
       config: a frozen dataclass, with dataclasses inside.
-      path: such as "optimizer.learning_rate".
-      text: the value as typed on a command line: 1e-3, true, none, 10,20 or a word.
+      changes: pairs of a dotted path, such as "optimizer.learning_rate", and the value as typed on
+        a command line: 1e-3, true, none, 10,20 or a word. Of two for one path the last counts.
 
     Raises:
-      UserError: for a field that does not exist (the closest one is named) or a value that does
-        not have the field's type.
+      UserError: for a field that does not exist (the closest one is named), a value that does not
+        have the field's type, or values that the config refuses.
     """
-    return _override(config, path.split("."), text, path)
+    return _override(config, [(path.split("."), text, path) for path, text in changes])
 
 
-def _override(config: Any, keys: list[str], text: str, path: str) -> Any:
-    if not dataclasses.is_dataclass(config):
-        raise UserError(
-            f"config.{path}: nothing lies below {path.rsplit('.' + keys[0], 1)[0]!r}, "
-            f"which is the value {config!r}."
-        )
-    hint = _field(type(config), keys[0], path)
-    current = getattr(config, keys[0])
-    if len(keys) > 1:
-        value = _override(current, keys[1:], text, path)
-    elif dataclasses.is_dataclass(current):
-        names = ", ".join(f.name for f in dataclasses.fields(current))
-        raise UserError(f"config.{path} is a group; set one of its fields: {names}.")
-    else:
-        value = _parse(text, hint, path)
+def _override(config: Any, changes: Sequence[tuple[list[str], str, str]]) -> Any:
+    values: dict[str, Any] = {}
+    inner: dict[str, list[tuple[list[str], str, str]]] = {}
+    for (key, *below), text, path in changes:
+        hint, current = _field(type(config), key, path), getattr(config, key)
+        group = dataclasses.is_dataclass(current)
+        if below and not group:
+            raise UserError(
+                f"config.{path}: nothing lies below {path.removesuffix('.' + '.'.join(below))!r}, "
+                f"which is the value {current!r}."
+            )
+        if group and not below:
+            names = ", ".join(f.name for f in dataclasses.fields(current))
+            raise UserError(f"config.{path} is a group; set one of its fields: {names}.")
+        if below:
+            inner.setdefault(key, []).append((below, text, path))
+        else:
+            values[key] = _parse(text, hint, path)
+    values |= {key: _override(getattr(config, key), below) for key, below in inner.items()}
     try:
-        return dataclasses.replace(config, **{keys[0]: value})  # type: ignore[type-var]
+        return dataclasses.replace(config, **values)
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"config.{path}={text}: {error}") from None
+        said = ", ".join(f"config.{path}={text}" for _, text, path in changes)
+        raise UserError(f"{said}: {error}") from None
 
 
 def _field(kind: Any, name: str, path: str) -> Any:
@@ -168,8 +192,8 @@ def _fit(value: Any, hint: Any) -> Any:
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
-        fits = (_fit(value, arg) for arg in args)
-        return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
+        choices = (_fit(value, arg) for arg in args)
+        return next((fit for fit in choices if fit is not _MISFIT), _MISFIT)
     if origin is typing.Literal:
         return value if any(value == a and type(value) is type(a) for a in args) else _MISFIT
     if origin is tuple:

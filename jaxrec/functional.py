@@ -1,4 +1,4 @@
-"""Flax NNX modules as pure functions of nested dicts; the only file that splits and merges modules."""
+"""Flax NNX modules as pure functions of nested dicts; only here are modules split and merged."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

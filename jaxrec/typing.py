@@ -11,7 +11,11 @@ type Params = dict[str, Any]  # a nested dict with string keys and arrays at its
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave (files, flags, configs). Scripts print it without a traceback."""
+    """A mistake in what the user gave: files, flags, configs. Scripts print it as one sentence."""
+
+
+class Stopped(Exception):
+    """Long work was asked to stop (SIGTERM) and did; what was done is saved."""
 
 
 @jax.tree_util.register_dataclass

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from absl import app
+from absl import app, flags, logging
 
-from jaxrec.typing import UserError
+from jaxrec.memory import keep_freed_memory
+from jaxrec.typing import Stopped, UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -21,16 +22,25 @@ def run(main: Callable[[], None]) -> None:
     1. Anything else is a defect and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _stop)
+    sys.unraisablehook = _without_echoes
+    keep_freed_memory()
     app.run(lambda argv: sys.exit(_guard(main, argv)))
 
 
 def _guard(main: Callable[[], None], argv: list[str]) -> int:
+    if not flags.FLAGS["verbosity"].present:
+        # Orbax and JAX tell every step of their work at INFO, and a full disk at ERROR from each of
+        # a dozen threads; what matters of it arrives here as an exception.
+        logging.set_verbosity(logging.FATAL)
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}. Flags are written --name=value.")
         main()
     except UserError as error:
         return _say(str(error))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         _say("interrupted.")
         return 130
@@ -49,6 +59,13 @@ def _guard(main: Callable[[], None], argv: list[str]) -> int:
 def _say(sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr)
     return 1
+
+
+def _without_echoes(unraisable: "sys.UnraisableHookArgs") -> None:
+    # Once a write has failed, TensorStore calls back into Orbax's event loop for each write that
+    # was under way beside it, and prints that the loop has gone.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -101,6 +101,7 @@ def test_state_that_is_not_a_parameter_is_refused_by_name(kind: str) -> None:
     class Strange(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
             self.linear = nnx.Linear(2, 2, rngs=rngs)
+            self.stranger: nnx.Module
             if kind == "dropout":
                 self.stranger = nnx.Dropout(0.5, rngs=rngs)
             else:

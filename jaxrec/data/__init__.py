@@ -1,4 +1,4 @@
-"""From raw logs to datasets on disk: readers, cleaning, splits, vocabularies, public data sets, batches."""
+"""From raw logs to datasets on disk and batches: readers, cleaning, splits, public data sets."""
 
 from jaxrec.data.batches import SequenceData
 from jaxrec.data.dataset import TEST, TRAIN, VALID, Dataset, Manifest, open_dataset

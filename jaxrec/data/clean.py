@@ -49,7 +49,9 @@ def clean(frame: pd.DataFrame, recipe: Recipe) -> tuple[pd.DataFrame, list[dict[
     if recipe.time_column is not None:
         log = log.drop("exact duplicates", _duplicates(log.events))
     if recipe.keep != "all":
-        repeated = pd.Series(_pair_keys(log.events)).duplicated(keep=recipe.keep)
+        repeated = pd.Series(_pair_keys(log.events)).duplicated(
+            keep="first" if recipe.keep == "first" else "last"
+        )
         log = log.drop(f"repeated events (keep={recipe.keep})", repeated.to_numpy())
     if recipe.min_label is not None:
         low = log.events["label"].to_numpy() < np.float32(recipe.min_label)

@@ -182,6 +182,7 @@ def _lookup(vocabulary: pd.DataFrame, original: object, what: str) -> int:
     if not len(rows):
         raise UserError(
             f"{what} {original!r} is not in the vocabulary of {len(vocabulary):,} {what}s that the "
-            f"dataset was prepared with. Use one of those (for example {vocabulary['id'].iloc[0]!r})."
+            "dataset was prepared with. Use one of those (for example "
+            f"{vocabulary['id'].iloc[0]!r})."
         )
     return int(rows[0]) + 1

@@ -108,18 +108,18 @@ def _plain(path: Path) -> pd.DataFrame:
     return read(path, columns, text=("user_id", "item_id"))
 
 
-def _member(path: Path, name: str) -> io.BufferedIOBase:
-    """Opens the file `name` of an archive or of an unpacked directory, wherever it lies in it."""
+def _member(path: Path, name: str) -> io.BytesIO:
+    """Reads the file `name` of an archive or of an unpacked directory, wherever it lies in it."""
     if path.is_dir():
-        found = sorted(path.rglob(name))
-        if not found:
-            raise UserError(f"{path} holds no file {name!r}.")
-        return found[0].open("rb")
-    archive = zipfile.ZipFile(path)
-    members = [m for m in archive.namelist() if m.rpartition("/")[2] == name]
-    if not members:
+        contents = (found.read_bytes() for found in sorted(path.rglob(name)))
+        content = next(contents, None)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = [m for m in archive.namelist() if m.rpartition("/")[2] == name]
+            content = archive.read(members[0]) if members else None
+    if content is None:
         raise UserError(f"{path} holds no file {name!r}.")
-    return io.BytesIO(archive.read(members[0]))
+    return io.BytesIO(content)
 
 
 _ML100K_GENRES = [

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from jaxrec.data.dataset import TRAIN, Dataset
-from jaxrec.typing import Batch
+from jaxrec.typing import Batch, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class PairBatches:
     def __init__(self, dataset: Dataset, batch_size: int, seed: int):
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.events = np.flatnonzero(dataset.split == TRAIN)
+        if not len(self.events):
+            raise UserError("the dataset has no training events. Prepare it with another split.")
 
     @property
     def steps_per_epoch(self) -> int:

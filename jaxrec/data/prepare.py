@@ -120,18 +120,23 @@ def prepare(
     """
     check_output(output, overwrite=overwrite)
     name = _named(source)
+    known_items: pd.DataFrame | None
+    known_users: pd.DataFrame | None = None
     if local is not None and name not in NAMES:
         raise UserError(f"a local copy goes with a named source, one of: {', '.join(NAMES)}.")
     if name is not None:
+        asked = "label_column" in options
         options = {"time_column": "timestamp", "label_column": "rating", **options}
-        Recipe(**options)
+        Recipe(**options)  # mistakes are said before a long download
         if name == "synthetic":
             frame, known_items = synthetic(seed=options.get("seed", 0))
-            known_users, sources = None, []
+            sources = []
         else:
             log = fetch(name, downloads or default_directory(), local=local)
             frame, known_items, known_users = log.events, log.items, log.users
             sources = [_describe(path) for path in log.paths]
+        if "rating" not in frame and not asked:
+            options["label_column"] = None
         items = known_items if items is None else items
         users = known_users if users is None else users
     else:
@@ -178,7 +183,7 @@ def _vocabulary(column: pd.Series, table: Table | None, key: str) -> pd.DataFram
             f"{key!r}; that name is taken in the vocabulary. Rename it."
         )
     keys = pd.Index(encode_ids(known[key]).astype("str"))
-    first = ~keys.duplicated() & ~keys.isna()
+    first = ~keys.duplicated() & ~np.asarray(keys.isna())
     joined = others[first].set_axis(keys[first], axis=0).reindex(ids)
     return joined.rename(columns=str).reset_index()
 

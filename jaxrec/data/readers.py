@@ -110,7 +110,9 @@ def header(path: Path) -> list[str]:
     try:
         if kind in _PARQUET:
             return list(pa.parquet.read_schema(path).names)
-        return list(map(str, pd.read_csv(path, sep=_SEPARATORS[kind], nrows=0).columns))
+        # As a row and not as a header, which would rename columns that occur twice.
+        first = pd.read_csv(path, sep=_SEPARATORS[kind], nrows=1, header=None, dtype="str")
+        return first.iloc[0].fillna("").tolist()
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty. Give a file with a header and events.") from None
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
@@ -118,13 +120,15 @@ def header(path: Path) -> list[str]:
 
 
 def check_columns(present: Iterable[object], wanted: Iterable[str], where: str) -> None:
-    """Raises UserError for the first wanted column that is not present, naming the closest one."""
+    """Raises UserError for a wanted column that is absent, naming the closest, or there twice."""
     names = [str(name) for name in present]
     for column in wanted:
         if column not in names:
             close = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{where} has no column {column!r}.{hint} It has: {', '.join(names)}.")
+        if names.count(column) > 1:
+            raise UserError(f"{where} has more than one column {column!r}. Rename all but one.")
 
 
 def _read_file(

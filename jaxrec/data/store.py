@@ -56,7 +56,7 @@ def write_dataset(dataset: Dataset, output: str | Path, *, overwrite: bool = Fal
         }
         for name, array in arrays.items():
             if array is not None:
-                np.save(partial / f"{name}.npy", array)
+                _write_array(partial / f"{name}.npy", array)
         dataset.user_vocabulary.to_parquet(partial / "user_vocabulary.parquet", index=False)
         dataset.item_vocabulary.to_parquet(partial / "item_vocabulary.parquet", index=False)
         _write_json(partial / "report.json", dataset.manifest.report)
@@ -84,6 +84,13 @@ def _appearing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    # As np.save does, but a full disk keeps its error number, which np.save loses.
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
 
 
 def _flush(path: Path) -> None:

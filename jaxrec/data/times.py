@@ -5,8 +5,9 @@ import pandas as pd
 
 from jaxrec.typing import UserError
 
-# Largest epoch counter of each unit: the year 5138 in seconds, in milliseconds, and so on.
-_UNITS = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (np.inf, "ns"))
+# Largest epoch counter of each unit, the year 5138 in seconds, in milliseconds and so on, and the
+# nanoseconds of the unit.
+_NANOSECONDS = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (np.inf, 1))
 _OLDEST_EPOCH_SECONDS = 1e8  # 1973: smaller numbers count positions, not seconds
 
 
@@ -80,8 +81,8 @@ def parse_moment(moment: str | int, times: np.ndarray, name: str) -> int:
             f"{name}={text!r} is a date, but the times of this log are counters up to "
             f"{largest:.0f}. Give a number in that unit."
         )
-    unit = next(unit for limit, unit in _UNITS if largest < limit)
-    return int(date.as_unit("ns").value // pd.Timedelta(1, unit=unit).as_unit("ns").value)
+    unit = next(unit for limit, unit in _NANOSECONDS if largest < limit)
+    return int(date.as_unit("ns").value // unit)
 
 
 def _from_floats(

@@ -39,7 +39,7 @@ def _as_text(values: pd.Index) -> pd.Index:
             values = values.astype(object)
     if values.dtype == object:
         # A column that mixes types, such as ids from several files.
-        series = values.to_series(index=range(len(values)))
+        series = pd.Series(values)
         floats = series.map(lambda value: isinstance(value, float) and value.is_integer())
         values = pd.Index(series.mask(floats, series[floats].map(int)).map(str))
     return values.astype("str")

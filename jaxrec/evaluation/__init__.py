@@ -6,11 +6,11 @@ from jaxrec.evaluation.ranking import (
     Evaluation,
     EvaluationConfig,
     Recommender,
-    evaluate_recommender,
+    evaluate,
 )
 from jaxrec.evaluation.ratings import rating_errors
 from jaxrec.evaluation.report import write_report
-from jaxrec.evaluation.requests import Requests, requests_of
+from jaxrec.evaluation.requests import Requests, requests_for, requests_of
 from jaxrec.evaluation.retriever import RetrieverRecommender
 from jaxrec.evaluation.table import main_metrics, metrics_table
 
@@ -24,10 +24,11 @@ __all__ = [
     "Recommender",
     "Requests",
     "RetrieverRecommender",
-    "evaluate_recommender",
+    "evaluate",
     "main_metrics",
     "metrics_table",
     "rating_errors",
+    "requests_for",
     "requests_of",
     "write_report",
 ]

@@ -67,6 +67,11 @@ class EvaluationConfig:
                 f"{self.ks}. Use one of {', '.join(names)}, or add its cut-off to evaluation.ks."
             )
 
+    def without_ratings(self) -> "EvaluationConfig":
+        """Returns the config for a recommender that ranks and predicts no ratings."""
+        monitor = self.monitor if "@" in self.monitor else f"ndcg@{self.ks[0]}"
+        return dataclasses.replace(self, rmse=False, monitor=monitor)
+
 
 class Recommender(Protocol):
     """Anything that recommends: a model, a baseline, a file of lists made elsewhere."""
@@ -111,7 +116,7 @@ class Evaluation:
     k: int
 
 
-def evaluate_recommender(
+def evaluate(
     recommender: Recommender,
     dataset: Dataset,
     split: str,

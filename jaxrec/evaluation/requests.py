@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -123,6 +124,25 @@ def requests_of(dataset: Dataset, split: str) -> Requests:
         target_offsets=_offsets(distinct[kept]),
         num_items=dataset.num_items,
         without_history=int(((num_targets > 0) & ~kept).sum()),
+    )
+
+
+def requests_for(histories: Sequence[np.ndarray], users: np.ndarray, num_items: int) -> Requests:
+    """Returns requests without targets, for recommending rather than measuring.
+
+    Args:
+      histories: one non-empty array of item indices a user, oldest first.
+      users: (U,) int user indices; 0 for a user that the dataset does not know.
+      num_items: size of the catalogue.
+    """
+    counts = np.array([len(history) for history in histories])
+    return Requests(
+        users=np.asarray(users, np.int32),
+        history_items=np.concatenate(histories).astype(np.int32),
+        history_offsets=_offsets(counts),
+        target_items=np.zeros(0, np.int32),
+        target_offsets=np.zeros(len(counts) + 1, np.int64),
+        num_items=num_items,
     )
 
 

@@ -1,7 +1,7 @@
 """Layers that models are built from; blind to losses, optimisers and training."""
 
 from jaxrec.layers.attention import SelfAttention, causal_mask, rotary
-from jaxrec.layers.dropout import dropout
+from jaxrec.layers.dropout import dropout, split_key
 from jaxrec.layers.embedding import Embedding, Table
 from jaxrec.layers.feedforward import FeedForward, SwiGLU
 
@@ -14,4 +14,5 @@ __all__ = [
     "causal_mask",
     "dropout",
     "rotary",
+    "split_key",
 ]

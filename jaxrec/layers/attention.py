@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxrec.layers.dropout import dropout
 from jaxrec.typing import Array, UserError
@@ -54,7 +55,7 @@ class SelfAttention(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, dropout_rate: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, dim: int, num_heads: int, *, dropout_rate: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         if dim % num_heads:
             raise UserError(f"dim={dim} must be a multiple of num_heads={num_heads}.")

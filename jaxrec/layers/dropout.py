@@ -1,4 +1,4 @@
-"""Dropout whose mask is a hash of the element's index: nothing is stored, nothing is drawn twice."""
+"""Dropout whose mask is a hash of the element's index: nothing is drawn, nothing is stored."""
 
 import functools
 
@@ -25,6 +25,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     return _dropout(x, jax.random.bits(key, (2,), jnp.uint32), rate)
+
+
+def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
+    """Returns a key for each of `num` sites of dropout; None for each without a key."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

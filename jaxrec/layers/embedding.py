@@ -7,7 +7,7 @@ from flax import nnx
 from jaxrec.typing import Array, UserError
 
 
-class Table(nnx.Param):
+class Table(nnx.Param[jax.Array]):
     """A parameter whose rows are looked up by index. Row 0 belongs to padding."""
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxrec.layers.dropout import dropout
 
@@ -19,7 +20,7 @@ class FeedForward(nnx.Module):
         *,
         activation: Callable[[jax.Array], jax.Array],
         dropout_rate: float,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.activation, self.dropout_rate = activation, dropout_rate
@@ -34,7 +35,7 @@ class SwiGLU(nnx.Module):
     """A gated feed-forward layer, down(silu(gate(x)) * up(x)) without biases (arXiv 2002.05202)."""
 
     def __init__(
-        self, dim: int, hidden: int, *, dropout_rate: float, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, dim: int, hidden: int, *, dropout_rate: float, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         self.dropout_rate = dropout_rate
         self.up = nnx.Linear(dim, 2 * hidden, use_bias=False, dtype=dtype, rngs=rngs)

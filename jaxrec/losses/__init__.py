@@ -1,4 +1,4 @@
-"""Losses as pure functions of scores: one value an example, masks and means by the caller's word."""
+"""Losses as pure functions of scores: one value for each example; the caller masks and averages."""
 
 from jaxrec.losses.pairwise import bce, bpr, gbce, gbce_beta, squared_error
 from jaxrec.losses.reduce import masked_mean

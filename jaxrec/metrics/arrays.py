@@ -10,7 +10,7 @@ from jaxrec.typing import Array
 
 def namespace(*arrays: Any) -> Any:
     """Returns numpy when no argument lives in JAX, otherwise jax.numpy."""
-    plain = np.ndarray | np.generic | float | int | list | tuple | None
+    plain = (np.ndarray, np.generic, float, int, list, tuple, type(None))
     return np if all(isinstance(array, plain) for array in arrays) else jnp
 
 

@@ -3,8 +3,7 @@
 What differs from the textbook:
 - positions count from the end of the history, so the newest item always has position 0;
 - rows may hold several sequences (`Batch.segments`), none of which sees another;
-- dropout masks are hashed, never stored;
-- only the last position passes the last block's output side when one vector a row is asked for.
+- dropout masks are hashed, never stored.
 """
 
 import dataclasses
@@ -13,9 +12,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxrec.data.dataset import Manifest
-from jaxrec.layers import Embedding, FeedForward, SelfAttention, SwiGLU, causal_mask, dropout
+from jaxrec.layers import (
+    Embedding,
+    FeedForward,
+    SelfAttention,
+    SwiGLU,
+    causal_mask,
+    dropout,
+    split_key,
+)
 from jaxrec.models.fit import fit_count
 from jaxrec.typing import Array, Batch
 
@@ -36,6 +44,8 @@ class Config:
       activation: inside the feed-forward layers of the first two.
       positions: "learned", "rotary" (arXiv 2104.09864) or "none".
       tied: score with the input table, or with an output table of its own.
+      temperature: 0 scores by dot product; above 0 by cosine divided by it, so that an item's
+        popularity cannot hide in the length of its vector.
       dropout: rate on embeddings and branches, in [0, 1).
       attention_dropout: rate on attention weights, in [0, 1).
       init_std: standard deviation of initial item and position vectors.
@@ -52,6 +62,7 @@ class Config:
     activation: Literal["relu", "gelu"] = "gelu"
     positions: Literal["learned", "rotary", "none"] = "learned"
     tied: bool = True
+    temperature: float = 0.0
     dropout: float = 0.2
     attention_dropout: float = 0.2
     init_std: float = 0.02
@@ -107,9 +118,7 @@ class SASRec(nnx.Module):
         every = batch.positives is not None and batch.positives.ndim == history.ndim
         segments = (history > 0).astype(jnp.int32) if batch.segments is None else batch.segments
         positions = positions_from_end(segments)
-        keys = [None] * (config.num_blocks + 1)
-        if key is not None:
-            keys = list(jax.random.split(key, config.num_blocks + 1))
+        keys = split_key(key, config.num_blocks + 1)
         x = self.items(history)
         if config.positions == "learned":
             x = x + self.positions[...][jnp.minimum(positions, config.max_len - 1)]
@@ -120,18 +129,20 @@ class SASRec(nnx.Module):
         for block, block_key in zip(self.blocks, keys[1:], strict=True):
             x = block(x, mask, positions, key=block_key)
         x = x if every else x[:, -1]
-        return x if config.block == "post_norm" else self.output_norm(x)
+        x = x if config.block == "post_norm" else self.output_norm(x)
+        return unit(x) / config.temperature if config.temperature else x
 
     def item_vectors(self, ids: Array | None = None) -> jax.Array:
         """Returns ids.shape + (dim,), or (num_items + 1, dim) for the whole catalogue."""
-        table = self.items if self.config.tied else self.outputs
-        return table(ids).astype(self.config.compute_dtype)
+        vectors = (self.items if self.config.tied else self.outputs)(ids)
+        vectors = unit(vectors) if self.config.temperature else vectors
+        return vectors.astype(self.config.compute_dtype)
 
 
 class Block(nnx.Module):
     """One transformer block; (B, L, dim) to the same shape."""
 
-    def __init__(self, config: Config, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         dim = config.dim
         self.config = config
         norm = nnx.RMSNorm if config.block == "ligr" else nnx.LayerNorm
@@ -140,6 +151,7 @@ class Block(nnx.Module):
         self.attention = SelfAttention(
             dim, config.num_heads, dropout_rate=config.attention_dropout, dtype=dtype, rngs=rngs
         )
+        self.feed_forward: FeedForward | SwiGLU
         if config.block == "ligr":
             self.attention_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
             self.feed_forward_gate = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
@@ -158,7 +170,7 @@ class Block(nnx.Module):
         self, x: jax.Array, mask: jax.Array, positions: jax.Array, *, key: jax.Array | None
     ) -> jax.Array:
         config = self.config
-        keys = [None] * 3 if key is None else list(jax.random.split(key, 3))
+        keys = split_key(key, 3)
         rotary = positions if config.positions == "rotary" else None
         if config.block == "post_norm":
             branch = self.attention(x, mask, positions=rotary, key=keys[0])
@@ -173,6 +185,12 @@ class Block(nnx.Module):
         if config.block == "ligr":
             branch = branch * nnx.sigmoid(self.feed_forward_gate(x))
         return x + dropout(branch, config.dropout, keys[2])
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """Returns vectors of length 1 over the last axis; zero stays zero."""
+    squares = jnp.sum(jnp.square(vectors.astype(jnp.float32)), axis=-1, keepdims=True)
+    return (vectors * jax.lax.rsqrt(squares + 1e-6)).astype(vectors.dtype)
 
 
 def positions_from_end(segments: Array) -> jax.Array:

@@ -89,7 +89,12 @@ class Negatives:
             "log_q_positives": statistics["log_q"][batch.positives],
             "log_q_negatives": statistics["log_q"][negatives],
         }
-        return batch.replace(negatives=negatives, features=(batch.features or {}) | features)
+        return batch.replace(negatives=negatives, features=features_of(batch) | features)
+
+
+def features_of(batch: Batch) -> dict[str, Any]:
+    """Returns the further arrays of a batch by name; an empty dict when there are none."""
+    return batch.features or {}
 
 
 def weights_of(batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Objectives for retrievers: full, sampled and in-batch softmax, BCE, gBCE, BPR, ratings."""
+"""Objectives for retrievers: softmax (full, sampled, in-batch), BCE, gBCE, BPR, squared error."""
 
 import dataclasses
 from typing import Any
@@ -13,6 +13,7 @@ from jaxrec.objectives.base import (
     Negatives,
     Retriever,
     Statistics,
+    features_of,
     negative_scores,
     weighted_sum,
     weights_of,
@@ -76,7 +77,7 @@ class SampledSoftmax(Negatives):
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
         # A draw of n stands for the catalogue: what is expected n times counts n times.
-        correction = batch.features["log_q_negatives"] + np.log(self.num_negatives)
+        correction = features_of(batch)["log_q_negatives"] + np.log(self.num_negatives)
         values = losses.sampled_softmax(
             positives,
             negatives,
@@ -108,7 +109,7 @@ class InBatchSoftmax:
     def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
         # Padding has log q = -inf, and inf - inf is no number.
         log_q = jnp.maximum(statistics["log_q"][batch.positives], -1e4)
-        return batch.replace(features=(batch.features or {}) | {"log_q": log_q})
+        return batch.replace(features=features_of(batch) | {"log_q": log_q})
 
     def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
         users = model.user_vectors(batch, key=key)
@@ -117,7 +118,7 @@ class InBatchSoftmax:
             users.reshape(-1, users.shape[-1]),
             model.item_vectors(ids),
             ids,
-            log_q=batch.features["log_q"].reshape(-1) if self.logq else 0.0,
+            log_q=features_of(batch)["log_q"].reshape(-1) if self.logq else 0.0,
             where=weights_of(batch).reshape(-1) > 0,
         )
         return weighted_sum(values.reshape(batch.positives.shape), batch)
@@ -142,17 +143,17 @@ class BCE(Negatives):
 
     def statistics(self, dataset: Dataset) -> Statistics:
         beta = losses.gbce_beta(self.num_negatives, dataset.num_items, self.calibration)
-        return super().statistics(dataset) | {"beta": np.float32(beta)}
+        return super().statistics(dataset) | {"beta": np.asarray(beta, np.float32)}
 
     def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
         batch = super().draw(batch, statistics, key)
-        return batch.replace(features=batch.features | {"beta": statistics["beta"]})
+        return batch.replace(features=features_of(batch) | {"beta": statistics["beta"]})
 
     def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
         values = losses.gbce(
-            positives, negatives, beta=batch.features["beta"], where_negatives=where
+            positives, negatives, beta=features_of(batch)["beta"], where_negatives=where
         )
         return weighted_sum(values, batch)
 

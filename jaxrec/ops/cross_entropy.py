@@ -1,6 +1,7 @@
 """Softmax cross entropy over a whole catalogue without the matrix of logits."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 from jaxrec.typing import Array
 
 
+
 def catalogue_cross_entropy(
-    vectors: jax.Array,
-    table: jax.Array,
+    vectors: Array,
+    table: Array,
     targets: Array,
     weights: Array,
     *,
@@ -21,7 +23,7 @@ def catalogue_cross_entropy(
 
     The logits exist for `chunk` rows at a time. When a gradient is asked for, it is computed in the
     same pass, chunk by chunk while the logits are in cache, so that nothing of size T x N is stored
-    or computed twice.
+    or computed twice. Rows of weight 0, such as padding, are sorted to the end and cost nothing.
 
     Args:
       vectors: (T, D) float.
@@ -38,18 +40,29 @@ def catalogue_cross_entropy(
         chunk = 2 ** max(3, ((2**22 if cpu else 2**26) // num_items).bit_length() - 1)
         chunk = min(chunk, 256) if cpu else chunk
     chunk = min(chunk, num_rows)
+    weights = jnp.asarray(weights, jnp.float32)
+    order = jnp.argsort(weights == 0, stable=True)
     pad = -num_rows % chunk
     shape = (-1, chunk)
     return _loss(
-        jnp.pad(vectors, ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
-        table,
-        jnp.pad(jnp.asarray(targets), (0, pad)).reshape(shape),
-        jnp.pad(jnp.asarray(weights, jnp.float32), (0, pad)).reshape(shape),
+        jnp.pad(jnp.asarray(vectors)[order], ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
+        jnp.asarray(table),
+        jnp.pad(jnp.asarray(targets)[order], (0, pad)).reshape(shape),
+        jnp.pad(weights[order], (0, pad)).reshape(shape),
         label_smoothing,
     )
 
 
-def _chunk_loss(vectors, table, targets, weights, smoothing):  # type: ignore[no-untyped-def]
+class _Chunk(NamedTuple):
+    """The logits of some rows and what loss and gradient share of them."""
+
+    columns: jax.Array  # (C, N) int32
+    exponentials: jax.Array  # (C, N), of the logits less their peak
+    total: jax.Array  # (C, 1), sum of the exponentials
+    losses: jax.Array  # (C,), unweighted
+
+
+def _chunk(vectors: jax.Array, table: jax.Array, targets: jax.Array, smoothing: float) -> _Chunk:
     logits = jnp.dot(vectors, table.T, preferred_element_type=jnp.float32)
     columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
     logits = jnp.where(columns == 0, -1e30, logits)
@@ -59,51 +72,57 @@ def _chunk_loss(vectors, table, targets, weights, smoothing):  # type: ignore[no
     # Clipped, as a row of weight 0 may have any target and 0 times nan is no 0.
     picked = jnp.take_along_axis(logits, targets[:, None], axis=1, mode="clip")
     log_total = jnp.log(total) + peak
-    nll = log_total - picked
-    return logits, exponentials, total, columns, nll, log_total
+    losses = log_total - picked
+    if smoothing:
+        mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
+        losses = (1 - smoothing) * losses + smoothing * (log_total - mean)
+    return _Chunk(columns, exponentials, total, losses[:, 0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(vectors, table, targets, weights, smoothing):
-    def body(total, chunk):
-        v, t, w = chunk
-        logits, _, _, _, nll, log_total = _chunk_loss(v, table, t, w, smoothing)
-        if smoothing:
-            mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
-            nll = (1 - smoothing) * nll + smoothing * (log_total - mean)
-        return total + jnp.sum(w * nll[:, 0]), None
+def _loss(
+    vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
+) -> jax.Array:
+    def body(index: jax.Array, total: jax.Array) -> jax.Array:
+        losses = _chunk(vectors[index], table, targets[index], smoothing).losses
+        return total + jnp.sum(weights[index] * losses)
 
-    return jax.lax.scan(body, jnp.float32(0), (vectors, targets, weights))[0]
+    return jax.lax.fori_loop(0, _used(weights), body, jnp.float32(0))
 
 
-def _forward(vectors, table, targets, weights, smoothing):
-    def body(carry, chunk):
-        total, table_gradient = carry
-        v, t, w = chunk
-        logits, exponentials, normaliser, columns, nll, log_total = _chunk_loss(
-            v, table, t, w, smoothing
-        )
-        spread = smoothing / (table.shape[0] - 1)
+def _used(weights: jax.Array) -> jax.Array:
+    """Returns how many chunks have a row that counts; they come first."""
+    return jnp.sum(jnp.any(weights != 0, axis=1), dtype=jnp.int32)
+
+
+def _forward(
+    vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def body(
+        index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        total, vector_gradients, table_gradient = carry
+        v, t, w = vectors[index], targets[index], weights[index]
+        chunk = _chunk(v, table, t, smoothing)
+        gradient = chunk.exponentials * (w[:, None] / chunk.total)
+        gradient -= jnp.where(chunk.columns == t[:, None], (1 - smoothing) * w[:, None], 0)
         if smoothing:
-            mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
-            nll = (1 - smoothing) * nll + smoothing * (log_total - mean)
-        gradient = exponentials * (w[:, None] / normaliser)
-        gradient -= jnp.where(columns == t[:, None], (1 - smoothing) * w[:, None], 0)
-        if smoothing:
-            gradient -= jnp.where(columns > 0, spread * w[:, None], 0)
+            spread = smoothing / (table.shape[0] - 1)
+            gradient -= jnp.where(chunk.columns > 0, spread * w[:, None], 0)
         gradient = gradient.astype(v.dtype)
         vector_gradient = jnp.dot(gradient, table, preferred_element_type=jnp.float32)
+        vector_gradients = vector_gradients.at[index].set(vector_gradient.astype(v.dtype))
         table_gradient += jnp.dot(gradient.T, v, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(w * nll[:, 0]), table_gradient), vector_gradient.astype(v.dtype)
+        return total + jnp.sum(w * chunk.losses), vector_gradients, table_gradient
 
-    start = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
-    (total, table_gradient), vector_gradient = jax.lax.scan(
-        body, start, (vectors, targets, weights)
-    )
-    return total, (vector_gradient, table_gradient.astype(table.dtype))
+    start = (jnp.float32(0), jnp.zeros_like(vectors), jnp.zeros(table.shape, jnp.float32))
+    total, vector_gradients, table_gradient = jax.lax.fori_loop(0, _used(weights), body, start)
+    return total, (vector_gradients, table_gradient.astype(table.dtype))
 
 
-def _backward(smoothing, gradients, cotangent):
+def _backward(
+    smoothing: float, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None, None]:
     vector_gradient, table_gradient = gradients
     scale = cotangent.astype(jnp.float32)
     return (

@@ -54,8 +54,8 @@ class OptimizerConfig:
         """Returns the learning rate as a function of the step, for a run of so many steps."""
         if self.warmup_steps >= steps > 0:
             raise UserError(
-                f"config.optimizer.warmup_steps={self.warmup_steps} must be less than the run's "
-                f"{steps} steps."
+                f"config.optimizer.warmup_steps={self.warmup_steps} must be less than the "
+                f"run's {steps} steps."
             )
         if self.decay == "cosine":
             rest: optax.Schedule = optax.cosine_decay_schedule(

@@ -2,14 +2,13 @@
 
 from jaxrec.training.config import ExperimentConfig, TrainingConfig
 from jaxrec.training.experiment import Experiment, load_trained
-from jaxrec.training.loop import Stopped, train
+from jaxrec.training.loop import train
 from jaxrec.training.step import StepMetrics, TrainState, init_state, make_step
 
 __all__ = [
     "Experiment",
     "ExperimentConfig",
     "StepMetrics",
-    "Stopped",
     "TrainState",
     "TrainingConfig",
     "init_state",

@@ -1,7 +1,8 @@
 """Checkpoints: Orbax directories with the state, the config, the vocabulary and the position."""
 
 import contextlib
-import logging
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from jaxrec.typing import UserError
-
-# Orbax tells each step of its work at INFO and warns about what single-host runs do not need.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
@@ -29,19 +27,34 @@ class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir, by step. Saving is asynchronous and atomic."""
+    """The checkpoints of a workdir, by step. Saving is asynchronous and atomic.
 
-    def __init__(self, directory: str | Path, *, keep_last: int = 2):
+    One that is opened `read_only` leaves alone what a run beside it is about to save.
+    """
+
+    def __init__(self, directory: str | Path, *, keep_last: int = 2, read_only: bool = False):
         self.directory = Path(directory).absolute()
         self._policy = KeepLastAndBest(keep_last)
         with _explained(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=self._policy, cleanup_tmp_directories=True
+                    preservation_policy=self._policy,
+                    # Orbax's own read_only does the same, with warnings.
+                    cleanup_tmp_directories=not read_only,
+                    create=not read_only,
                 ),
-                item_names=("state", "meta"),
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
             )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a whole checkpoint, ascending."""
@@ -80,9 +93,19 @@ class Checkpoints:
             return self._manager.restore(step, args=args)["state"]
 
     def restore_raw(self, step: int) -> Any:
-        """Returns the state of a step as nested dicts of arrays, without knowing its structure."""
+        """Returns the state of a step as nested dicts, without knowing its structure.
+
+        Arrays lie on one device of this process, whatever devices wrote them.
+        """
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+        def abstract(leaf: Any) -> Any:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+
         with self._damage(step):
-            args = ocp.args.Composite(state=ocp.args.StandardRestore())
+            described = self._manager.item_metadata(step)["state"]
+            like = jax.tree.map(abstract, described.tree)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
             return self._manager.restore(step, args=args)["state"]
 
     def close(self) -> None:
@@ -114,9 +137,15 @@ def _explained(directory: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"could not save a checkpoint in {directory}: {_first_line(error)}. Make room or choose "
-            "another --workdir; the same command goes on from the last whole checkpoint."
+            f"could not save a checkpoint in {directory}: {_cause(error)}. Make room or "
+            "choose another --workdir; the same command goes on from the last whole checkpoint."
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Returns what the operating system said, if it is in there, or else the first line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

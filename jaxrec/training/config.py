@@ -116,7 +116,8 @@ class ExperimentConfig:
         longest = getattr(self.model, "max_len", None)
         if longest is not None and longest < self.data.max_len:
             raise UserError(
-                f"data.max_len={self.data.max_len} is longer than model.max_len={longest}. Set both."
+                f"data.max_len={self.data.max_len} is longer than model.max_len={longest}. "
+                "Set both."
             )
         if self.training.average and not self.objective.whole_catalogue:
             raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
-from jaxrec.evaluation import Evaluation, Requests, RetrieverRecommender, evaluate_recommender
+from jaxrec.evaluation import Evaluation, Requests, RetrieverRecommender, evaluate
 from jaxrec.functional import Functional, functional
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
@@ -47,6 +47,20 @@ class Experiment:
         """Jitted (params, ids) to ids.shape + (D,)."""
         return jax.jit(functools.partial(self.model.apply, method="item_vectors"))
 
+    def measuring(self, *, ks: tuple[int, ...] = (), mask_seen: bool | None = None) -> "Experiment":
+        """Returns the experiment with other cut-offs or another mask; () and None leave them."""
+        evaluation = self.config.evaluation
+        if ks:
+            monitor = evaluation.monitor
+            if "@" in monitor and int(monitor.partition("@")[2]) not in ks:
+                monitor = f"{monitor.partition('@')[0]}@{ks[0]}"
+            evaluation = dataclasses.replace(evaluation, ks=ks, monitor=monitor)
+        if mask_seen is not None:
+            evaluation = dataclasses.replace(evaluation, mask_seen=mask_seen)
+        return dataclasses.replace(
+            self, config=dataclasses.replace(self.config, evaluation=evaluation)
+        )
+
     def recommender(self, params: Params) -> RetrieverRecommender:
         """Returns the model with these parameters as a recommender."""
         data = self.config.data
@@ -74,7 +88,7 @@ class Experiment:
         evaluation = self.config.evaluation
         if not intervals:
             evaluation = dataclasses.replace(evaluation, bootstrap_samples=0)
-        return evaluate_recommender(
+        return evaluate(
             self.recommender(params),
             self.dataset,
             split,
@@ -117,9 +131,9 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
         key = f"{what}_fingerprint"
         if saved[key] != here[key]:
             raise UserError(
-                f"the checkpoint was trained with another {what} vocabulary ({saved[key][:12]}) than"
-                f" the dataset has ({here[key][:12]}). Use the dataset that it was trained on, or "
-                "another --workdir."
+                f"the checkpoint was trained with another {what} vocabulary ({saved[key][:12]}) "
+                f"than the dataset has ({here[key][:12]}). Use the dataset that it was trained on, "
+                "or another --workdir."
             )
     if resume and saved["data_fingerprint"] != here["data_fingerprint"]:
         raise UserError(
@@ -146,13 +160,18 @@ def load_trained(
       UserError: without a checkpoint, or with one of another model or vocabulary.
     """
     workdir = Path(workdir)
-    experiment = Experiment.of(configs.load(workdir / "config.json"), dataset)
+    config = configs.load(workdir / "config.json")
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"{workdir / 'config.json'} is damaged: it is no experiment's config.")
+    experiment = Experiment.of(config, dataset)
     directory = workdir / "checkpoints"
-    checkpoints = Checkpoints(directory) if directory.exists() else None
-    steps = checkpoints.steps() if checkpoints else []
-    if checkpoints is None or not steps:
-        raise UserError(f"{workdir} has no checkpoint yet. Train first: scripts/train.py.")
-    try:
+    nothing = f"{workdir} has no checkpoint yet. Train first: scripts/train.py."
+    if not directory.is_dir():
+        raise UserError(nothing)
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(nothing)
         if step is None:
             best = checkpoints.meta(steps[-1]).get("best_step")
             step = best if best in steps else steps[-1]
@@ -160,8 +179,6 @@ def load_trained(
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
         check_same(checkpoints.meta(step), experiment, resume=False)
         state = checkpoints.restore_raw(step)
-    finally:
-        checkpoints.close()
     return experiment, state["average"] or state["params"], step
 
 

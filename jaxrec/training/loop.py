@@ -1,15 +1,13 @@
 """The training loop: owns time, checkpoints and telling; knows nothing of models."""
 
+import contextlib
 import dataclasses
 import json
 import math
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -23,12 +21,9 @@ from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment, check_same, describe_checkpoint
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
-from jaxrec.training.step import StepMetrics, TrainState, init_state, make_step
-from jaxrec.typing import Batch, UserError
-
-
-class Stopped(Exception):
-    """Training was asked to stop (SIGTERM); what was done is saved and the same call goes on."""
+from jaxrec.training.signals import sigterm
+from jaxrec.training.step import StepMetrics, TrainState, all_finite, init_state, make_step
+from jaxrec.typing import Batch, Stopped, UserError
 
 
 @dataclasses.dataclass
@@ -38,6 +33,7 @@ class Course:
     Attributes:
       best_step, best_value: the best validation so far.
       misses: validations since then.
+      losses: of the steps since the last line of metrics.jsonl.
       examples, seconds, steps: what throughput is made of; evaluation and compilation left out.
       wall_s: seconds of all the processes that worked on the run.
     """
@@ -45,6 +41,7 @@ class Course:
     best_step: int | None = None
     best_value: float | None = None
     misses: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
     examples: float = 0.0
     seconds: float = 0.0
     steps: int = 0
@@ -60,9 +57,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains, validates and tests one experiment; goes on where an earlier call was cut off.
 
-    The workdir gets config.json, checkpoints/, metrics.jsonl, tensorboard/ and, at the end,
-    result.json. On a CPU a run that was killed and called again ends with the same parameters, bit
-    for bit, as one that never was.
+    The workdir gets config.json, checkpoints/, metrics.jsonl, tensorboard/, run.json (where the
+    dataset is, when `data` is a directory) and, at the end, result.json. On a CPU a run that was
+    killed and called again ends with the same parameters, bit for bit, as one that never was.
 
     Args:
       config: the experiment.
@@ -80,11 +77,17 @@ def train(
       Stopped: after SIGTERM, once the state is saved.
     """
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    run = _Run(Experiment.of(config, dataset), Path(workdir), quiet=quiet)
-    try:
+    with _Run(Experiment.of(config, dataset), Path(workdir), quiet=quiet) as run:
+        if not isinstance(data, Dataset):
+            where = {"data": str(Path(data).absolute())}
+            configs.write_whole(run.workdir / "run.json", json.dumps(where) + "\n")
         return run.finish()
-    finally:
-        run.close()
+
+
+_DIVERGED = (
+    "The checkpoints before it are kept. Lower config.optimizer.learning_rate, set "
+    "config.optimizer.clip_norm, or look for bad values in the data."
+)
 
 
 class _Run:
@@ -101,6 +104,11 @@ class _Run:
         per_epoch = self.config.evaluate_epochs * self.batches.steps_per_epoch
         self.evaluate_every = self.config.evaluate_every or per_epoch
         self.mesh = config.mesh.build()
+        if self.config.batch_size % self.mesh.size:
+            raise UserError(
+                f"config.training.batch_size={self.config.batch_size} does not divide among the "
+                f"{self.mesh.size} devices of config.mesh. Make it a multiple."
+            )
         optimizer = config.optimizer.build(self.total)
         statistics = config.objective.statistics(experiment.dataset)
         self.statistics = replicate(statistics, self.mesh)
@@ -117,13 +125,23 @@ class _Run:
             experiment.model, optimizer, self.config.seed, average=self.config.average > 0
         )
         self.state: TrainState = replicate(state, self.mesh)
-        self.course = Course()
-        workdir.mkdir(parents=True, exist_ok=True)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", keep_last=self.config.keep_last)
-        self.at = self._resume()
-        configs.save(config, workdir / "config.json")
-        self.log = MetricsLog(workdir, step=self.at)
-        self.progress = Progress(self.total, self.at, quiet=quiet)
+        self.course, self.rate = Course(), 0.0
+
+    def __enter__(self) -> "_Run":
+        with contextlib.ExitStack() as stack:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self.checkpoints = stack.enter_context(
+                Checkpoints(self.workdir / "checkpoints", keep_last=self.config.keep_last)
+            )
+            self.at = self._resume()
+            configs.save(self.experiment.config, self.workdir / "config.json")
+            self.log = stack.enter_context(MetricsLog(self.workdir, step=self.at))
+            self.progress = stack.enter_context(Progress(self.total, self.at, quiet=self.quiet))
+            self.opened = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self.opened.__exit__(*raised)
 
     def _resume(self) -> int:
         steps = self.checkpoints.steps()
@@ -143,6 +161,8 @@ class _Run:
             self._train()
         self.checkpoints.wait()
         best = self.course.best_step
+        if best not in self.checkpoints.steps():
+            best = None  # removed by hand, because it was damaged: the last parameters are left
         if best is not None and best != self.at:
             self.state = self.checkpoints.restore(best, self.state)
         params = self.state.average or self.state.params
@@ -162,50 +182,63 @@ class _Run:
             "epochs": self.at / self.batches.steps_per_epoch,
             "wall_s": self._wall_s(),
         }
-        temporary = self.workdir / "result.json.tmp"
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(self.workdir / "result.json")
+        configs.write_whole(self.workdir / "result.json", json.dumps(result, indent=2) + "\n")
         return result
 
     def _train(self) -> None:
-        window: list[StepMetrics] = []
-        since, fresh = time.monotonic(), True
+        # What is there is the result of a shorter run.
+        (self.workdir / "result.json").unlink(missing_ok=True)
+        if "valid" not in self._measured_splits():
+            self.progress.say("no validation split: no early stopping, the last parameters count")
+        with sigterm() as stop, contextlib.closing(self._batches()) as batches:
+            self._steps(batches, stop)
+        if stop.is_set():
+            raise self._stopped()
 
+    def _batches(self) -> Generator[Batch]:
         def make(step: int) -> Batch:
             return shard_batch(self.batches.batch(step), self.mesh)
 
-        batches = prefetch(make, self.at, self.total)
-        with _sigterm() as stop:
-            for batch in batches:
-                self.state, metrics = self.step(self.state, batch, self.statistics)
-                self.at += 1
-                window.append(metrics)
-                evaluate = self.at % self.evaluate_every == 0 or self.at == self.total
-                save = evaluate or self.at % self.config.checkpoint_every == 0 or stop.is_set()
-                if save or fresh or self.at % self.config.log_every == 0:
-                    self._account(window, time.monotonic() - since, count=not fresh)
-                    window, fresh = [], False
-                    if evaluate:
-                        self._validate()
-                    if save:
-                        self._save()
-                    since = time.monotonic()
-                if stop.is_set():
-                    self.checkpoints.wait()
-                    batches.close()
-                    raise Stopped(
-                        f"stopped at step {self.at:,} of {self.total:,}, which is saved; the same "
-                        "command goes on from there."
-                    )
-                if evaluate and self._patience_is_over():
-                    self.progress.say(
-                        f"no better validation in {self.course.misses} tries: stopping"
-                    )
-                    break
-        batches.close()
+        return prefetch(make, self.at, self.total)
+
+    def _steps(self, batches: Iterable[Batch], stop: threading.Event) -> None:
+        window: list[StepMetrics] = []
+        since, fresh = time.monotonic(), True
+        for batch in batches:
+            self.state, metrics = self.step(self.state, batch, self.statistics)
+            self.at += 1
+            window.append(metrics)
+            evaluate = self.at % self.evaluate_every == 0 or self.at == self.total
+            save = evaluate or self.at % self.config.checkpoint_every == 0
+            tell = save or self.at % self.config.log_every == 0
+            stopping = stop.is_set()
+            if not (tell or fresh or stopping):
+                continue
+            self._account(window, time.monotonic() - since, count=not fresh)
+            if tell:
+                self._tell()
+            if save or stopping:
+                self._check_parameters()
+            if evaluate:
+                self._validate()
+            if save or stopping:
+                self._save()
+            if stopping:
+                raise self._stopped()
+            if evaluate and self._patience_is_over():
+                self.progress.say(f"no better validation in {self.course.misses} tries: stopping")
+                break
+            window, since, fresh = [], time.monotonic(), False
+
+    def _stopped(self) -> Stopped:
+        self.checkpoints.wait()
+        return Stopped(
+            f"stopped at step {self.at:,} of {self.total:,}, which is saved; the same command goes "
+            "on from there."
+        )
 
     def _account(self, window: list[StepMetrics], seconds: float, *, count: bool) -> None:
-        """Fetches the metrics of some steps in one go, checks and writes them."""
+        """Fetches the metrics of some steps in one go and checks them."""
         fetched = jax.device_get(window)
         first = self.at - len(fetched) + 1
         for offset, metrics in enumerate(fetched):
@@ -216,22 +249,28 @@ class _Run:
                     "that, or set it to 0."
                 )
             if not math.isfinite(metrics.loss):
-                raise UserError(
-                    f"the loss of step {first + offset} is {metrics.loss}. The checkpoints before it"
-                    " are kept. Lower config.optimizer.learning_rate, set "
-                    "config.optimizer.clip_norm, or look for bad values in the data."
-                )
-        seconds = time.monotonic() - (time.monotonic() - seconds) if not count else seconds
+                raise UserError(f"the loss of step {first + offset} is {metrics.loss}. {_DIVERGED}")
+        self.course.losses += [float(m.loss) for m in fetched]
         examples = float(sum(m.examples for m in fetched))
         if count:
             # The first step of a process compiles, so it says nothing about speed.
             self.course.examples += examples
             self.course.seconds += seconds
             self.course.steps += len(fetched)
-        loss = float(np.mean([m.loss for m in fetched]))
-        rate = examples / max(seconds, 1e-9)
-        self.log.write(self.at, {"train/loss": loss, "train/examples_per_s": rate})
-        self.progress.update(self.at, loss, rate)
+        self.rate = examples / max(seconds, 1e-9)
+        self.progress.update(self.at, self.course.losses[-1], self.rate)
+
+    def _tell(self) -> None:
+        # Steps whose metrics were fetched by another process count as well, so that a run that was
+        # cut off tells the same losses as one that was not.
+        loss = sum(self.course.losses) / len(self.course.losses)
+        self.course.losses = []
+        self.log.write(self.at, {"train/loss": loss, "train/examples_per_s": self.rate})
+
+    def _check_parameters(self) -> None:
+        # The loss of a step is measured before its update, which may be what went wrong.
+        if not all_finite(self.state.params):
+            raise UserError(f"the parameters after step {self.at} are not finite. {_DIVERGED}")
 
     def _validate(self) -> None:
         if "valid" not in self._measured_splits():
@@ -273,26 +312,3 @@ class _Run:
     def _measured_splits(self) -> list[str]:
         present = set(np.unique(self.experiment.dataset.split).tolist())
         return [name for name, value in (("valid", 1), ("test", 2)) if value in present]
-
-    def close(self) -> None:
-        self.progress.close()
-        self.log.close()
-        self.checkpoints.close()
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, for as long as the context lasts; main thread only."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        event.set()
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

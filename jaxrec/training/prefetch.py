@@ -2,10 +2,10 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 
-def prefetch[T](make: Callable[[int], T], start: int, stop: int, *, ahead: int = 2) -> Iterator[T]:
+def prefetch[T](make: Callable[[int], T], start: int, stop: int, *, ahead: int = 2) -> Generator[T]:
     """Yields make(start) .. make(stop - 1), made by a thread up to `ahead` items early.
 
     An exception in `make` is raised where its item would have come. Closing the iterator stops the

@@ -70,6 +70,12 @@ def init_state(
     return jax.jit(init)(jax.random.key(seed))
 
 
+@jax.jit
+def all_finite(params: Params) -> jax.Array:
+    """Returns () bool: whether no parameter is infinite or not a number."""
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]).all()
+
+
 def make_step(
     model: Functional,
     objective: Objective,

@@ -101,6 +101,11 @@ def test_a_missing_column_names_the_closest_and_all(tmp_path: Path) -> None:
         read(FRAME, ["zzz"])
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\n1,2,3\n", encoding="utf-8-sig")
+    assert load(tmp_path / "a.csv").to_numpy().tolist() == [["1", "2", 3]]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -112,12 +117,17 @@ def test_a_missing_column_names_the_closest_and_all(tmp_path: Path) -> None:
         ("a.csv.gz", b"not gzip", "cannot be read"),
         (
             "a.csv.gz",
-            gzip.compress(b"user_id,item_id,timestamp\n" + b"1,2,3\n" * 9999)[:-20],
+            gzip.compress(b"user_id,item_id,timestamp\n" + b"1,2,3\n" * 9999, mtime=0)[:-20],
             "cannot",
         ),
         ("a.csv", "user_id,item_id,timestamp\né,1,1\n".encode("latin-1"), "not UTF-8"),
         ("a.csv", "user_id,item_id,timestamp,é\n1,1,1,1\n".encode("latin-1"), "not UTF-8"),
         ("a.csv", b"user_id,item_id,timestamp\n1,2\n", "cannot be read"),
+        (
+            "a.csv",
+            b"user_id,item_id,timestamp,item_id\n1,2,3,4\n",
+            "more than one column 'item_id'",
+        ),
         ("a.xlsx", b"whatever", "no known format"),
     ],
 )

@@ -51,7 +51,7 @@ IDS = st.lists(
 @given(IDS, st.randoms(use_true_random=False))
 def test_ids_come_back_and_the_order_of_rows_does_not_matter(values: list, random) -> None:
     encoded = encode_ids(pd.Series(values, dtype=object))
-    assert [encoded.categories[code] for code in encoded.codes] == [str(v) for v in values]
+    assert encoded.categories[encoded.codes].tolist() == [str(v) for v in values]
     shuffled = random.sample(values, len(values))
     again = encode_ids(pd.Series(shuffled, dtype=object))
     assert again.categories.tolist() == encoded.categories.tolist()

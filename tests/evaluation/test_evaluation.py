@@ -5,7 +5,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from jaxrec.evaluation import EvaluationConfig, evaluate_recommender, rating_errors, requests_of
+from jaxrec.evaluation import EvaluationConfig, evaluate, rating_errors, requests_of
 from jaxrec.typing import UserError
 
 
@@ -32,7 +32,7 @@ def small(dataset_of):
 
 
 def test_hand_worked_metrics(small):
-    evaluation = evaluate_recommender(Fixed(LISTS), small, "test", CONFIG)
+    evaluation = evaluate(Fixed(LISTS), small, "test", CONFIG)
     ndcg = [1 / log2(3), (1 + 1 / 2) / (1 + 1 / log2(3) + 1 / 2), 0]
     expected = {
         "ndcg@1": (0 + 1 + 0) / 3,
@@ -56,7 +56,7 @@ def test_hand_worked_metrics(small):
 
 
 def test_every_metric_is_a_plain_float_at_every_k(small):
-    evaluation = evaluate_recommender(Fixed(LISTS), small, "test", CONFIG)
+    evaluation = evaluate(Fixed(LISTS), small, "test", CONFIG)
     kinds = ["ndcg", "recall", "hit", "mrr", "map", "precision", "coverage", "gini", "novelty"]
     kinds.append("average_popularity")
     assert set(evaluation.metrics) == {f"{kind}@{k}" for kind in kinds for k in (1, 3)}
@@ -64,16 +64,16 @@ def test_every_metric_is_a_plain_float_at_every_k(small):
 
 
 def test_intervals_enclose_the_accuracy_metrics_only(small):
-    evaluation = evaluate_recommender(Fixed(LISTS), small, "test", CONFIG)
+    evaluation = evaluate(Fixed(LISTS), small, "test", CONFIG)
     assert "coverage@3" not in evaluation.intervals
     for name, (low, high) in evaluation.intervals.items():
         assert low <= evaluation.metrics[name] <= high
     none = EvaluationConfig(ks=(3,), monitor="ndcg@3", bootstrap_samples=0)
-    assert evaluate_recommender(Fixed(LISTS), small, "test", none).intervals == {}
+    assert evaluate(Fixed(LISTS), small, "test", none).intervals == {}
 
 
 def test_groups_by_popularity_and_history(small):
-    evaluation = evaluate_recommender(Fixed(LISTS), small, "test", CONFIG)
+    evaluation = evaluate(Fixed(LISTS), small, "test", CONFIG)
     history = {group.name: (group.count, group.recall) for group in evaluation.by_history}
     assert history["1–2"] == (3, pytest.approx((1 + 2 / 3 + 0) / 3))
     assert history["100+"] == (0, 0.0)
@@ -92,7 +92,7 @@ def test_equals_a_loop_over_users(random_dataset):
     lists = np.stack([random.permutation(20)[:5] + 1 for _ in range(len(requests))])
     lists[::3, 3:] = 0
     config = EvaluationConfig(ks=(2, 5), monitor="recall@5")
-    evaluation = evaluate_recommender(Fixed(lists), dataset, "test", config)
+    evaluation = evaluate(Fixed(lists), dataset, "test", config)
     targets = [
         set(dataset.items[(dataset.users == user) & (dataset.split == 2)])
         for user in requests.users
@@ -122,7 +122,7 @@ def test_equals_a_loop_over_users(random_dataset):
 )
 def test_wrong_recommendations_are_explained(small, lists, sentence):
     with pytest.raises(UserError, match=sentence):
-        evaluate_recommender(Fixed(lists), small, "test", CONFIG)
+        evaluate(Fixed(lists), small, "test", CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_rating_errors_do_not_depend_on_the_batch_size(rated):
 def test_rating_errors_join_the_metrics_on_request(rated):
     config = EvaluationConfig(ks=(1,), monitor="rmse", rmse=True)
     lists = Fixed([[2], [3]])
-    evaluation = evaluate_recommender(
+    evaluation = evaluate(
         lists, rated, "test", config, predict_ratings=lambda users, items: users + items
     )
     np.testing.assert_allclose(evaluation.metrics["rmse"], (2 / 3) ** 0.5)
     assert evaluation.metrics["hit@1"] == 1
     assert len(evaluation.per_user) == 0
     with pytest.raises(UserError, match="does not predict ratings"):
-        evaluate_recommender(lists, rated, "test", config)
+        evaluate(lists, rated, "test", config)
 
 
 def test_rating_errors_need_labels(small):

@@ -12,7 +12,7 @@ from jaxrec.evaluation import (
     EvaluationConfig,
     Popularity,
     RecentPopularity,
-    evaluate_recommender,
+    evaluate,
     metrics_table,
     write_report,
 )
@@ -27,7 +27,11 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.attributes, self.cells, self.text = [], [], [], [], ""
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.cells: list[str] = []
+        self.text = ""
         self.feed(text)
         assert self.open == []
 
@@ -56,8 +60,8 @@ class Page(HTMLParser):
 def evaluations(random_dataset):
     dataset = random_dataset(0, num_users=80, num_items=30, mean_length=9)
     return {
-        "model": evaluate_recommender(RecentPopularity(dataset), dataset, "test"),
-        "popularity": evaluate_recommender(Popularity(dataset), dataset, "test"),
+        "model": evaluate(RecentPopularity(dataset), dataset, "test"),
+        "popularity": evaluate(Popularity(dataset), dataset, "test"),
     }
 
 
@@ -187,8 +191,8 @@ def test_a_damaged_log_is_explained_and_leaves_no_page(tmp_path, evaluations):
 )
 def test_line_charts_stay_inside_their_frame(y):
     text = line_chart("t", {"a": (list(range(len(y))), y)}, "step")
-    svg = xml.etree.ElementTree.fromstring(text).find("svg")
-    for point in svg.find("g/polyline").get("points").split():
+    line = next(xml.etree.ElementTree.fromstring(text).iterfind("svg/g/polyline"))
+    for point in line.attrib["points"].split():
         x, height = map(float, point.split(","))
         assert 0 <= x <= 460
         assert 0 <= height <= 240
@@ -202,6 +206,6 @@ def test_charts_of_nothing_are_left_out():
 def test_bars_are_as_high_as_their_values():
     text = bar_chart("t", ["a", "b", "c"], {"s": [0.0, 0.2, 0.4]}, "x")
     bars = xml.etree.ElementTree.fromstring(text).findall("svg/rect")
-    heights = [float(bar.get("height")) for bar in bars]
+    heights = [float(bar.attrib["height"]) for bar in bars]
     assert heights[0] == 0
     assert heights[2] == pytest.approx(2 * heights[1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.evaluation import EvaluationConfig, RetrieverRecommender, evaluate_recommender
+from jaxrec.evaluation import EvaluationConfig, RetrieverRecommender, evaluate
 from jaxrec.evaluation import requests_of as requests_of_split
 from jaxrec.typing import Batch
 
@@ -64,10 +64,11 @@ def test_users_who_have_seen_nearly_everything_get_fewer_items(random_dataset):
 
 def test_batches_have_one_shape(random_dataset):
     dataset = random_dataset(0, num_users=NUM_USERS, num_items=NUM_ITEMS, mean_length=8)
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
+    users, items = tables(0)
     config = EvaluationConfig(batch_size=32)
     requests = requests_of_split(dataset, "test")
-    retriever(*tables(0), config, shapes).recommend(requests, 5, mask_seen=True)
+    retriever(users, items, config, shapes).recommend(requests, 5, mask_seen=True)
     assert set(shapes) == {(32,)}
     assert len(shapes) == -(-len(requests) // 32)
 
@@ -78,5 +79,5 @@ def test_seen_targets_are_misses_when_masked(random_dataset):
     recommender = retriever(users, items, EvaluationConfig())
     config = EvaluationConfig(ks=(5,), monitor="recall@5")
     unmasked = EvaluationConfig(ks=(5,), monitor="recall@5", mask_seen=False)
-    assert evaluate_recommender(recommender, dataset, "test", config).metrics["recall@5"] < 0.2
-    assert evaluate_recommender(recommender, dataset, "test", unmasked).metrics["recall@5"] == 1
+    assert evaluate(recommender, dataset, "test", config).metrics["recall@5"] < 0.2
+    assert evaluate(recommender, dataset, "test", unmasked).metrics["recall@5"] == 1

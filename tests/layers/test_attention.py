@@ -93,7 +93,7 @@ def test_a_position_moves_only_later_ones_of_its_own_sequence(changed: int) -> N
     other = x.copy()
     other[:, changed] += 1
     moved = np.asarray(model.apply(params, x, mask) != model.apply(params, other, mask)).any(-1)
-    same = (SEGMENTS == SEGMENTS[:, changed : changed + 1]) & (SEGMENTS > 0)
+    same = (SEGMENTS[:, changed : changed + 1] == SEGMENTS) & (SEGMENTS > 0)
     expected = same & (np.arange(7) >= changed)
     expected[:, changed] = True
     np.testing.assert_array_equal(moved, expected)

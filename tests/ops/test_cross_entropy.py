@@ -107,8 +107,8 @@ def test_bfloat16_is_close_and_keeps_its_dtype() -> None:
     narrow = [jnp.asarray(x, jnp.bfloat16) for x in (vectors, table)]
     loss = jax.value_and_grad(catalogue_cross_entropy, argnums=(0, 1))
     value, gradients = loss(*narrow, targets, weights)
-    rounded = [np.asarray(x, np.float64) for x in narrow]
-    expected = by_hand(*rounded, targets, weights, 0.0)
+    v, t = (np.asarray(x, np.float64) for x in narrow)
+    expected = by_hand(v, t, targets, weights, 0.0)
     assert value.dtype == jnp.float32
     assert all(g.dtype == jnp.bfloat16 for g in gradients)
     np.testing.assert_allclose(value, expected[0], rtol=1e-4)

@@ -102,7 +102,7 @@ def test_works_under_strict_promotion():
     users, items, exclude = map(jnp.asarray, small_integers(0, 3, 20, 3, 4))
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         _, ids = top_k_dot(users, items, 5, exclude=exclude, chunk=8)
-    np.testing.assert_array_equal(ids, brute_force(*map(np.array, (users, items)), 5, exclude)[1])
+    np.testing.assert_array_equal(ids, brute_force(np.array(users), np.array(items), 5, exclude)[1])
 
 
 @pytest.mark.parametrize(
