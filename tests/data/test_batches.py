@@ -29,7 +29,7 @@ def epoch(batches: Any, number: int) -> list[Batch]:
 
 
 def rows(batch: Batch) -> list[tuple[Any, ...]]:
-    """One (history without padding, positive) for each target that counts."""
+    """(history without padding, positive) of each row that counts."""
     return [
         (tuple(h[h > 0].tolist()), int(p))
         for h, p, w in zip(batch.history, batch.positives, batch.where, strict=True)

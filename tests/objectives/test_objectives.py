@@ -32,7 +32,9 @@ SCORES = np.asarray(USERS @ ITEMS.T)
 class Fixed:
     """A retriever whose vectors are given: user b of a batch is row `users[b]`."""
 
-    tables: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    @property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
         return USERS[batch.users]
