@@ -75,6 +75,11 @@ def test_modules_are_split_and_merged_in_one_file() -> None:
     assert users == {"functional"}
 
 
+def test_transforms_are_those_of_jax() -> None:
+    lifted = {"nnx.jit", "nnx.grad", "nnx.value_and_grad", "nnx.scan", "nnx.Optimizer"}
+    assert not {path for path in FILES if lifted & attributes(path)}
+
+
 def attributes(path: Path) -> set[str]:
     nodes = ast.walk(ast.parse(path.read_text()))
     return {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
