@@ -12,15 +12,15 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from collections.abc import Callable, Iterator  # noqa: E402 - after the environment
-from pathlib import Path  # noqa: E402
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pandas as pd
+import pytest
 
-from jaxrec.data.dataset import Dataset, Manifest  # noqa: E402
+from jaxrec.data.dataset import Dataset, Manifest
 
 # Code of our own alone: no implicit mixing of dtypes. Optax's Adam mixes float and int in its bias
 # correction, so training as a whole cannot be held to it. These tests compile many tiny programs,
