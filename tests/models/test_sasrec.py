@@ -158,7 +158,8 @@ def test_more_padding_changes_nothing() -> None:
 
 def test_an_empty_history_gives_finite_vectors() -> None:
     for block in BLOCKS:
-        model, params = build(dataclasses.replace(CONFIG, block=block))
+        changes: dict[str, Any] = {"block": block}
+        model, params = build(dataclasses.replace(CONFIG, **changes))
         out = users(model, params, Batch(history=np.zeros((2, 6), np.int32)))
         assert np.isfinite(out).all()
 
