@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxrec.typing import Array
 
 
-
 def catalogue_cross_entropy(
     vectors: Array,
     table: Array,

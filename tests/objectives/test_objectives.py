@@ -60,7 +60,7 @@ def batch_of(**fields: Any) -> Batch:
 
 
 NEGATIVES = jnp.array([[2, 3], [1, 4], [3, 3]])  # the second and the third name their positives
-OBJECTIVES = {
+OBJECTIVES: dict[str, Any] = {
     "full": FullSoftmax(label_smoothing=0.05),
     "full_sequences": FullSoftmax(),
     "sampled": SampledSoftmax(num_negatives=8, power=0.5),
@@ -108,11 +108,12 @@ def test_draws_have_the_stated_shape_and_never_padding(
     drawn = objective.draw(batch, statistics, jax.random.key(0))
     assert drawn.negatives.shape == ((5,) if shared else (*shape, 5))
     assert drawn.negatives.min() >= 1 and drawn.negatives.max() <= 12
-    assert drawn.features["log_q_negatives"].shape == drawn.negatives.shape
-    assert "other" in drawn.features
+    features = drawn.features or {}
+    assert features["log_q_negatives"].shape == drawn.negatives.shape
+    assert "other" in features
     counts = dataset.item_counts
     expected = np.log(counts[drawn.negatives] / counts.sum())
-    np.testing.assert_allclose(drawn.features["log_q_negatives"], expected, rtol=1e-5)
+    np.testing.assert_allclose(features["log_q_negatives"], expected, rtol=1e-5)
 
 
 def test_bce_by_hand_leaves_negatives_out_that_are_the_positive() -> None:

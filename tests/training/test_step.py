@@ -53,7 +53,7 @@ def compiled(
 
 
 @functools.cache
-def dense(kind: type) -> type:
+def dense(kind: Any) -> Any:
     """The same objective, whose step is made to take whole tables."""
     return type(f"Dense{kind.__name__}", (kind,), {"whole_catalogue": True})
 
@@ -74,7 +74,8 @@ class Run:
         values = {
             f.name: getattr(self.objective, f.name) for f in dataclasses.fields(self.objective)
         }
-        return dataclasses.replace(self, objective=dense(type(self.objective))(**values))
+        kind: Any = type(self.objective)
+        return dataclasses.replace(self, objective=dense(kind)(**values))
 
     def batches(self, steps: int) -> list[Batch]:
         batches = self.data.batches(self.dataset, self.batch_size, 0)
