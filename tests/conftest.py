@@ -15,6 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pandas as pd
@@ -31,6 +32,9 @@ _PURE = ("layers", "losses", "metrics", "models", "objectives", "ops", "optim", 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error:::jaxrec")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # A first call compiles, and the machine may be busy: time says nothing of a property.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

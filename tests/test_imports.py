@@ -1,4 +1,4 @@
-"""Importing does nothing but define: no flags, no backend, nothing heavy."""
+"""The layers of the package: imports go down only, and importing does nothing but define."""
 
 import ast
 import subprocess
@@ -10,8 +10,24 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "jaxrec").rglob("*.py"))
+LAYERS = (
+    ("typing", "config", "memory"),
+    ("ops", "data"),
+    ("layers", "losses", "metrics", "optim", "sampling"),
+    ("models", "objectives", "functional", "sharding"),
+    ("training", "evaluation", "finetuning", "compression", "export", "serving"),
+)
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+DRAWN = {("config", "typing"), ("training", "evaluation")}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark"}
+# What a part knows nothing of; data has no device code.
+STRANGERS = {
+    "data": {"jax", "flax", "optax", "orbax"},
+    "layers": {"optax", "orbax"},
+    "models": {"optax", "orbax"},
+    "evaluation": {"flax", "optax", "orbax"},
+}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -37,8 +53,28 @@ def outside_functions(tree: ast.Module) -> Iterator[ast.stmt]:
         pending += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
 
 
+def part_of(name: str) -> str | None:
+    """The part of the package that a dotted name lies in."""
+    words = name.split(".")
+    return words[1] if words[0] == "jaxrec" and len(words) > 1 else None
+
+
 def name_of(file: Path) -> str:
     return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_go_down(file: Path) -> None:
+    here = file.relative_to(ROOT / "jaxrec").parts[0].removesuffix(".py")
+    if here == "__init__":
+        return
+    assert here in LEVEL, f"{here} has no place in the picture of layers"
+    for name in imports(ast.parse(file.read_text())):
+        there = part_of(name)
+        if there is None or there == here or (here, there) in DRAWN:
+            continue
+        assert there in LEVEL, f"{name} has no place in the picture of layers"
+        assert LEVEL[there] < LEVEL[here], f"{here} (layer {LEVEL[here]}) imports {name}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
@@ -48,6 +84,21 @@ def test_modules_keep_to_their_means(file: Path) -> None:
     assert "absl" not in everywhere, "flags are for scripts"
     at_import = {n.split(".")[0] for node in outside_functions(tree) for n in imports(node)}
     assert not at_import & HEAVY
+    here = file.relative_to(ROOT / "jaxrec").parts[0]
+    assert not everywhere & STRANGERS.get(here, set())
+
+
+def test_only_functional_splits_and_merges_modules() -> None:
+    for file in FILES:
+        calls = {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Call)
+        }
+        lifted = {"nnx.jit", "nnx.grad", "nnx.value_and_grad", "nnx.scan", "nnx.Optimizer"}
+        assert not calls & lifted, name_of(file)
+        if file.name != "functional.py":
+            assert not calls & {"nnx.split", "nnx.merge"}, name_of(file)
 
 
 def run(code: str) -> str:

@@ -13,7 +13,7 @@ from jaxrec.models.sasrec import Config, SASRec, positions_from_end
 from jaxrec.typing import Batch, Params, UserError
 
 CONFIG = Config(num_items=20, max_len=6, dim=8, num_blocks=2, num_heads=2, hidden=12)
-BLOCKS = ("post_norm", "pre_norm", "ligr")
+BLOCKS: tuple[Any, ...] = ("post_norm", "pre_norm", "ligr")
 HISTORY = np.array([[0, 0, 3, 7, 1, 9], [5, 4, 4, 20, 2, 1], [0, 0, 0, 0, 0, 6]], np.int32)
 
 

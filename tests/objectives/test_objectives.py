@@ -17,11 +17,9 @@ from jaxrec.objectives import (
     BPR,
     FullSoftmax,
     InBatchSoftmax,
-    Objective,
     SampledSoftmax,
     SquaredError,
 )
-from jaxrec.objectives.base import features_of
 from jaxrec.optim import OptimizerConfig
 from jaxrec.training import init_state, make_step
 from jaxrec.typing import Array, Batch, UserError
@@ -34,7 +32,9 @@ SCORES = np.asarray(USERS @ ITEMS.T)
 class Fixed:
     """A retriever whose vectors are given: user b of a batch is row `users[b]`."""
 
-    tables: dict[str, tuple[str, ...]] = {}
+    @property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
         return USERS[batch.users]
@@ -60,7 +60,7 @@ def batch_of(**fields: Any) -> Batch:
 
 
 NEGATIVES = jnp.array([[2, 3], [1, 4], [3, 3]])  # the second and the third name their positives
-OBJECTIVES: dict[str, Objective] = {
+OBJECTIVES: dict[str, Any] = {
     "full": FullSoftmax(label_smoothing=0.05),
     "full_sequences": FullSoftmax(),
     "sampled": SampledSoftmax(num_negatives=8, power=0.5),
@@ -108,7 +108,7 @@ def test_draws_have_the_stated_shape_and_never_padding(
     drawn = objective.draw(batch, statistics, jax.random.key(0))
     assert drawn.negatives.shape == ((5,) if shared else (*shape, 5))
     assert drawn.negatives.min() >= 1 and drawn.negatives.max() <= 12
-    features = features_of(drawn)
+    features = drawn.features or {}
     assert features["log_q_negatives"].shape == drawn.negatives.shape
     assert "other" in features
     counts = dataset.item_counts

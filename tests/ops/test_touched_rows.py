@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxrec.ops.touched import put_rows, renumber, take_rows, unique_rows
@@ -18,7 +18,6 @@ take = jax.jit(take_rows)
 put = jax.jit(put_rows)
 
 
-@settings(deadline=None)
 @given(ids_of_any_kind, st.sampled_from([1, 3, 8, 11]))
 def test_rows_are_the_sorted_distinct_ids_and_count_tells_overflow(
     ids: list[int], capacity: int
@@ -33,7 +32,6 @@ def test_rows_are_the_sorted_distinct_ids_and_count_tells_overflow(
     assert rows.dtype == count.dtype == jnp.int32
 
 
-@settings(deadline=None)
 @given(ids_of_any_kind)
 def test_renumbered_ids_find_their_rows_in_the_slice(ids: list[int]) -> None:
     array = np.array(ids, np.int32).reshape(2, 4)
@@ -46,7 +44,6 @@ def test_renumbered_ids_find_their_rows_in_the_slice(ids: list[int]) -> None:
     np.testing.assert_array_equal(part[np.asarray(rows) >= NUM_ROWS], 0)
 
 
-@settings(deadline=None)
 @given(ids_of_any_kind)
 def test_putting_rows_back_changes_those_and_no_other(ids: list[int]) -> None:
     rows, count = find(np.array(ids, np.int32), NUM_ROWS, 8)
