@@ -97,7 +97,8 @@ def make_step(
       objective: what is minimised.
       optimizer: any Optax transform.
       seed: the step's key is fold_in(key(seed), step).
-      accumulate: parts that a batch is computed in; the result is that of the whole batch.
+      accumulate: parts that a batch is computed in. The result is that of the whole batch, but for
+        the in-batch softmax, whose negatives are those of a part.
       average: decay of the running average of the parameters; 0 keeps none.
       capacity: distinct rows of a table that a batch may touch; 0 allows for all of its ids.
     """
