@@ -1,5 +1,6 @@
 """scripts/prepare.py as a user meets it: a real process, its messages and exit codes."""
 
+import functools
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ LOG = "user_id,item_id,timestamp\n" + "".join(f"{u},{i},{i}\n" for u in (1, 2) f
 REAL = ROOT.parent / "shared" / "data" / "ml-100k"
 
 
-def start(*flags: str, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+def start(*flags: str, limit: Callable[[], object] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "prepare.py"), *flags],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -29,7 +30,7 @@ def start(*flags: str, limit: Callable[[], None] | None = None) -> subprocess.Po
     )
 
 
-def run(*flags: str, limit: Callable[[], None] | None = None) -> tuple[int, str, str]:
+def run(*flags: str, limit: Callable[[], object] | None = None) -> tuple[int, str, str]:
     with start(*flags, limit=limit) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out, err
@@ -138,7 +139,9 @@ def test_a_signal_stops_it_and_leaves_nothing(
     os.mkfifo(tmp_path / "log.csv")  # a log whose end never comes
     flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}")
     # Opening the pipe waits for the reader, so the signal meets it at work.
-    with start(*flags) as process, (tmp_path / "log.csv").open("w"):
+    # A job in a shell's background ignores SIGINT, and so would what it starts.
+    heed = functools.partial(signal.signal, number, signal.SIG_DFL)
+    with start(*flags, limit=heed) as process, (tmp_path / "log.csv").open("w"):
         time.sleep(0.1)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
