@@ -32,7 +32,7 @@ def get_config() -> ExperimentConfig:
         objective=FullSoftmax(),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         training=TrainingConfig(
-            epochs=45, batch_size=8, evaluate_epochs=3, patience=4, average=0.999
+            epochs=36, batch_size=8, evaluate_epochs=3, patience=3, average=0.9995
         ),
         evaluation=EvaluationConfig(ks=(5, 10, 20)),
     )

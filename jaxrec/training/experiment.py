@@ -66,7 +66,10 @@ class Experiment:
         data = self.config.data
 
         def make_batch(requests: Requests, rows: np.ndarray) -> Batch:
-            histories = requests.padded_history(data.max_len, rows)
+            # Users of like length share a batch; widths are few, as each is a compilation.
+            longest = max(1, int(requests.history_lengths[rows].max()))
+            width = min(data.max_len, max(8, 1 << (longest - 1).bit_length()))
+            histories = requests.padded_history(width, rows)
             return data.requests(requests.users[rows], histories)
 
         return RetrieverRecommender(
