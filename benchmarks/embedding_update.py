@@ -16,7 +16,6 @@ import optax
 from _report import emit, seconds_of
 from absl import app, flags
 
-from jaxrec.memory import keep_freed_memory
 from jaxrec.optim import Touched, put_touched, take_touched
 
 _ROWS = flags.DEFINE_list("rows", ["100000", "1000000", "8000000"], "Rows of the table.")
@@ -72,7 +71,6 @@ def _time(touched_rows: bool, num_rows: int) -> float:
 
 
 def main(_: list[str]) -> None:
-    keep_freed_memory()
     smallest = None
     for num_rows in map(int, _ROWS.value):
         touched_ms = _time(True, num_rows)

@@ -3,6 +3,8 @@
     python scripts/prepare.py --input=movielens-100k --output=data/ml100k_ratings --split=random \
         --valid_fraction=0 --test_fraction=0.2
     python scripts/train.py --config=configs/mf_ml100k.py --data=data/ml100k_ratings --workdir=DIR
+
+Expected: test rmse 0.912, in under 90 seconds on 2 CPU cores.
 """
 
 from jaxrec.data import PairData

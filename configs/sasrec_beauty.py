@@ -3,10 +3,15 @@
     python scripts/prepare.py --input=amazon-beauty --output=data/beauty
     python scripts/train.py --config=configs/sasrec_beauty.py --data=data/beauty --workdir=DIR
 
+Expected on the log in the preparation of S3-Rec, leave-last-out, seen items masked: test ndcg@10
+0.0582, recall@10 0.0945 (three seeds: 0.0583, 0.0581, 0.0582; validation 0.0735, 0.0721, 0.0737), in
+6 minutes on 2 CPU cores (21 ms a step).
+
 What carries it, chosen on validation: rows packed with whole histories and a target at every
 position (a tenth of the work of one prefix an example), rotary positions, which make a prefix look
 the same wherever it lies, small batches with many steps, heavy dropout, the full softmax over
-cosines, and an average of the parameters.
+cosines, and an average of the parameters over some seven epochs (0.0715 to 0.0735 on validation; a
+cosine schedule instead of it reaches 0.0714).
 """
 
 from jaxrec.data import SequenceData
