@@ -1,5 +1,7 @@
 """Flax NNX modules as pure functions of nested dicts; only here are modules split and merged."""
 
+import sys
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,3 +101,13 @@ def _flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+class _CallableModule(types.ModuleType):
+    """Lets `jaxrec.functional(...)` work once importing this file has put it over the function."""
+
+    def __call__(self, make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
+        return functional(make)
+
+
+sys.modules[__name__].__class__ = _CallableModule

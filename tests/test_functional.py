@@ -1,5 +1,7 @@
 """Modules as pure functions: only parameters, string keys, and errors that name what is wrong."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -138,3 +140,19 @@ def test_binding_changes_neither_the_params_nor_later_bindings() -> None:
     module.layers[0].bias.set_value(jnp.full(2, 100.0))
     np.testing.assert_array_equal(params["layers"]["0"]["bias"], [0.0, 0.0])
     np.testing.assert_array_equal(model.bind(params).layers[0].bias[...], [0.0, 0.0])
+
+
+def test_the_package_offers_it_by_name_before_and_after_its_file_is_imported() -> None:
+    code = (
+        "import jax, jaxrec\n"
+        "from jaxrec.models import sasrec\n"
+        "make = lambda rngs: sasrec.Config(num_items=3).build(rngs)\n"
+        "first = jaxrec.functional(make)\n"
+        "import jaxrec.training\n"
+        "from jaxrec import functional\n"
+        "from jaxrec.functional import functional as same\n"
+        "for init in (first.init, functional(make).init, same(make).init):\n"
+        "    assert jax.eval_shape(init, jax.random.key(0))['items']['table'].shape == (4, 64)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
