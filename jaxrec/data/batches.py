@@ -172,7 +172,7 @@ class PackedBatches(SequenceBatches):
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - as long-lived as the batches themselves
     def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns shuffled windows as (begin, end), and the first window of each row."""
+        """Returns begins and lengths of shuffled windows, and the first window of each row."""
         random = np.random.default_rng((self.seed, epoch))
         max_len = self.config.max_len
         shift = random.integers(0, max_len, size=len(self.first))

@@ -10,7 +10,7 @@ from jaxrec.evaluation.ranking import (
 )
 from jaxrec.evaluation.ratings import rating_errors
 from jaxrec.evaluation.report import write_report
-from jaxrec.evaluation.requests import Requests, requests_for, requests_of
+from jaxrec.evaluation.requests import Requests, padded_width, requests_for, requests_of
 from jaxrec.evaluation.retriever import RetrieverRecommender
 from jaxrec.evaluation.table import main_metrics, metrics_table
 
@@ -28,6 +28,7 @@ __all__ = [
     "main_metrics",
     "metrics_table",
     "rating_errors",
+    "padded_width",
     "requests_for",
     "requests_of",
     "write_report",

@@ -49,8 +49,7 @@ def line_chart(
             f'<polyline class="line" points="{path}"/>'
             f'<circle class="fill" cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="3"/></g>'
         )
-    parts.append(_text(_LEFT + _inner_width() / 2, _HEIGHT - 4, x_label))
-    return _figure(title, parts, list(lines))
+    return _figure(title, parts, list(lines), x_label)
 
 
 def bar_chart(
@@ -85,11 +84,11 @@ def bar_chart(
                 f'width="{bar * 0.92:.1f}" height="{_HEIGHT - _BOTTOM - top:.1f}">'
                 f"<title>{label}</title></rect>"
             )
-    parts.append(_text(_LEFT + _inner_width() / 2, _HEIGHT - 4, x_label))
-    return _figure(title, parts, list(series))
+    return _figure(title, parts, list(series), x_label)
 
 
-def _figure(title: str, parts: list[str], names: list[str]) -> str:
+def _figure(title: str, parts: list[str], names: list[str], x_label: str) -> str:
+    label = _text(_LEFT + _inner_width() / 2, _HEIGHT - 4, x_label)
     legend = "".join(
         f'<span class="key s{i % NUM_COLOURS}">{html.escape(name)}</span>'
         for i, name in enumerate(names)
@@ -98,7 +97,7 @@ def _figure(title: str, parts: list[str], names: list[str]) -> str:
     return (
         f"<figure><figcaption>{escaped}</figcaption>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escaped}">'
-        f'{"".join(parts)}</svg><div class="legend">{legend}</div></figure>'
+        f'{"".join(parts)}{label}</svg><div class="legend">{legend}</div></figure>'
     )
 
 

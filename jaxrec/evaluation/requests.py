@@ -146,6 +146,17 @@ def requests_for(histories: Sequence[np.ndarray], users: np.ndarray, num_items: 
     )
 
 
+def padded_width(longest: int, *, smallest: int, factor: int) -> int:
+    """Returns the first of smallest, smallest * factor, ... that holds `longest` columns.
+
+    Each width that a jitted function meets is a compilation; this keeps them few.
+    """
+    width = smallest
+    while width < longest:
+        width *= factor
+    return width
+
+
 def _pairs(rows: np.ndarray, items: np.ndarray, num_items: int) -> np.ndarray:
     return rows.astype(np.int64) * (num_items + 1) + items
 

@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.evaluation.ranking import EvaluationConfig
-from jaxrec.evaluation.requests import Requests
+from jaxrec.evaluation.requests import Requests, padded_width
 from jaxrec.ops.topk import top_k_dot
 from jaxrec.typing import Array, Batch
 
 _IN_FLIGHT = 2  # batches sent to the device before the results of the first are fetched
-_SMALLEST_WIDTH = 16
-_WIDTH_STEP = 4  # each width of the seen items is a compilation; this keeps them few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +58,8 @@ def _batches(
     order = np.concatenate([order, np.repeat(order[-1:], short)])
     for rows in order.reshape(-1, batch_size):
         longest = int(requests.history_lengths[rows].max())
-        yield rows, requests.padded_seen(rows, _width(longest)) if mask_seen else None
-
-
-def _width(longest: int) -> int:
-    width = _SMALLEST_WIDTH
-    while width < longest:
-        width *= _WIDTH_STEP
-    return width
+        width = padded_width(longest, smallest=16, factor=4)
+        yield rows, requests.padded_seen(rows, width) if mask_seen else None
 
 
 def _fetch(result: np.ndarray, rows: np.ndarray, ids: jax.Array) -> None:

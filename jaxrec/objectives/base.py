@@ -85,10 +85,7 @@ class Negatives:
         if not self.shared:
             shape = (*batch.positives.shape, self.num_negatives)
         negatives = sample_items(key, shape, statistics["words"])
-        features = {
-            "log_q_positives": statistics["log_q"][batch.positives],
-            "log_q_negatives": statistics["log_q"][negatives],
-        }
+        features = {"log_q_negatives": statistics["log_q"][negatives]}
         return batch.replace(negatives=negatives, features=features_of(batch) | features)
 
 

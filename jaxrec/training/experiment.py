@@ -10,7 +10,13 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
-from jaxrec.evaluation import Evaluation, Requests, RetrieverRecommender, evaluate
+from jaxrec.evaluation import (
+    Evaluation,
+    Requests,
+    RetrieverRecommender,
+    evaluate,
+    padded_width,
+)
 from jaxrec.functional import Functional, functional
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
@@ -66,9 +72,9 @@ class Experiment:
         data = self.config.data
 
         def make_batch(requests: Requests, rows: np.ndarray) -> Batch:
-            # Users of like length share a batch; widths are few, as each is a compilation.
-            longest = max(1, int(requests.history_lengths[rows].max()))
-            width = min(data.max_len, max(8, 1 << (longest - 1).bit_length()))
+            # Users with histories of like length share a batch, so short ones make short rows.
+            longest = int(requests.history_lengths[rows].max())
+            width = min(data.max_len, padded_width(longest, smallest=8, factor=2))
             histories = requests.padded_history(width, rows)
             return data.requests(requests.users[rows], histories)
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxrec import config as configs
-from jaxrec.data.dataset import Dataset, open_dataset
+from jaxrec.data.dataset import SPLITS, Dataset, open_dataset
 from jaxrec.sharding import replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
@@ -126,6 +126,8 @@ class _Run:
         )
         self.state: TrainState = replicate(state, self.mesh)
         self.course, self.rate = Course(), 0.0
+        counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
+        self.measured = [name for name in ("valid", "test") if counts[SPLITS[name]]]
 
     def __enter__(self) -> "_Run":
         with contextlib.ExitStack() as stack:
@@ -168,7 +170,7 @@ class _Run:
         params = self.state.average or self.state.params
         splits = {
             split: self.experiment.evaluate(params, split, intervals=False)
-            for split in self._measured_splits()
+            for split in self.measured
         }
         course = self.course
         result = {
@@ -188,7 +190,7 @@ class _Run:
     def _train(self) -> None:
         # What is there is the result of a shorter run.
         (self.workdir / "result.json").unlink(missing_ok=True)
-        if "valid" not in self._measured_splits():
+        if "valid" not in self.measured:
             self.progress.say("no validation split: no early stopping, the last parameters count")
         with sigterm() as stop, contextlib.closing(self._batches()) as batches:
             self._steps(batches, stop)
@@ -273,7 +275,7 @@ class _Run:
             raise UserError(f"the parameters after step {self.at} are not finite. {_DIVERGED}")
 
     def _validate(self) -> None:
-        if "valid" not in self._measured_splits():
+        if "valid" not in self.measured:
             return
         params = self.state.average or self.state.params
         evaluation = self.experiment.evaluate(params, "valid", intervals=False)
@@ -308,7 +310,3 @@ class _Run:
 
     def _patience_is_over(self) -> bool:
         return 0 < self.config.patience <= self.course.misses
-
-    def _measured_splits(self) -> list[str]:
-        present = set(np.unique(self.experiment.dataset.split).tolist())
-        return [name for name, value in (("valid", 1), ("test", 2)) if value in present]
