@@ -173,7 +173,7 @@ def test_biased_factorisation_reaches_its_error_on_movielens(scripts: Any, tmp_p
     config = ROOT / "configs" / "mf_ml100k.py"
     if not config.exists() or not ML_100K.exists():
         pytest.skip("configs/mf_ml100k.py or ../shared/data/ml-100k is not there")
-    log = next(p for p in sorted(ML_100K.iterdir()) if p.suffix in (".csv", ".parquet", ".inter"))
+    log = ML_100K / "ratings.csv"
     columns = ("--user_column=user_id", "--item_column=item_id", "--time_column=timestamp")
     scripts.works(
         *("prepare", f"--input={log}", f"--output={tmp_path / 'data'}", *columns),
