@@ -2,13 +2,16 @@
 
 import functools
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from jaxrec.ops.keys import RowKey
 from jaxrec.typing import Array
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array | RowKey | None) -> jax.Array:
     """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
 
     The mask of an element is an integer hash of its index and of two words drawn from the key. It
@@ -16,20 +19,24 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     drawn mask is written to memory and read back.
 
     Args:
-      x: any shape, with fewer than 2**32 elements.
+      x: any shape; the first axis is the rows of the batch. Masks repeat after 2**32 elements.
       rate: probability of a zero, in [0, 1).
-      key: a JAX key of this site and step; None means evaluation and returns x.
+      key: a key of this site and step, with a `RowKey` for rows that are part of a larger batch;
+        None means evaluation and returns x.
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout rate must be in [0, 1); got {rate}.")
     if key is None or rate == 0.0:
         return x
-    return _dropout(x, jax.random.bits(key, (2,), jnp.uint32), rate)
+    rows = RowKey.of(key)
+    first = jnp.asarray(rows.first).astype(jnp.uint32) * jnp.uint32(math.prod(x.shape[1:]))
+    words = jnp.append(jax.random.bits(rows.key, (2,), jnp.uint32), first)
+    return _dropout(x, words, rate)
 
 
-def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
+def split_key(key: jax.Array | RowKey | None, num: int) -> list[RowKey | None]:
     """Returns a key for each of `num` sites of dropout; None for each without a key."""
-    return [None] * num if key is None else list(jax.random.split(key, num))
+    return [None] * num if key is None else [*RowKey.of(key).split(num)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -49,7 +56,7 @@ _dropout.defvjp(_forward, _backward)
 
 
 def _kept(shape: tuple[int, ...], words: Array, rate: float) -> jax.Array:
-    index = jnp.zeros(shape, jnp.uint32)
+    index = jnp.broadcast_to(words[2], shape)
     stride = 1
     for axis in reversed(range(len(shape))):
         index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)

@@ -67,6 +67,7 @@ def in_batch_softmax(
     items: Array,
     ids: Array,
     *,
+    first: Array | int = 0,
     log_q: Array | float = 0.0,
     where: Array | None = None,
 ) -> jax.Array:
@@ -74,10 +75,12 @@ def in_batch_softmax(
 
     Args:
       users: (B, D) float vectors.
-      items: (B, D) float vectors; items[b] is the positive of users[b].
-      ids: (B,) int item ids; the same item elsewhere in the batch is no negative.
-      log_q: (B,) log probability of meeting each item in a batch, subtracted from its scores.
-      where: (B,) bool; items of False rows are no negatives.
+      items: (N, D) float vectors, N >= B; items[first + b] is the positive of users[b]. There are
+        more of them than users when other devices hold the rest of the batch.
+      ids: (N,) int item ids; the same item elsewhere in the batch is no negative.
+      first: () int, where the items of these users begin.
+      log_q: (N,) log probability of meeting each item in a batch, subtracted from its scores.
+      where: (N,) bool; items of False rows are no negatives.
 
     Returns:
       (B,) float32.
@@ -85,12 +88,13 @@ def in_batch_softmax(
     scores = jnp.dot(users, jnp.asarray(items).T, preferred_element_type=jnp.float32)
     logits = _corrected(scores, log_q)
     ids = jnp.asarray(ids)
-    itself = jnp.eye(len(ids), dtype=bool)
-    allowed = itself | (ids[:, None] != ids[None, :])
+    own = jnp.asarray(first).astype(jnp.int32) + jnp.arange(scores.shape[0], dtype=jnp.int32)
+    itself = own[:, None] == jnp.arange(len(ids), dtype=jnp.int32)[None, :]
+    allowed = itself | (ids[own][:, None] != ids[None, :])
     if where is not None:
         allowed &= itself | jnp.asarray(where)[None, :]
-    logits = jnp.where(allowed, logits, _NEVER)
-    return -jnp.diagonal(jax.nn.log_softmax(logits, axis=-1))
+    logits = jax.nn.log_softmax(jnp.where(allowed, logits, _NEVER), axis=-1)
+    return -jnp.take_along_axis(logits, own[:, None], axis=1)[:, 0]
 
 
 def _corrected(scores: Array, log_q: Array | float) -> jax.Array:

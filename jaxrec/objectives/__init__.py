@@ -1,6 +1,6 @@
 """Objectives: what training minimises."""
 
-from jaxrec.objectives.base import Negatives, Objective, Retriever
+from jaxrec.objectives.base import ALONE, Negatives, Objective, Replica, Retriever
 from jaxrec.objectives.retrieval import (
     BCE,
     BPR,
@@ -11,12 +11,14 @@ from jaxrec.objectives.retrieval import (
 )
 
 __all__ = [
+    "ALONE",
     "BCE",
     "BPR",
     "FullSoftmax",
     "InBatchSoftmax",
     "Negatives",
     "Objective",
+    "Replica",
     "Retriever",
     "SampledSoftmax",
     "SquaredError",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.data.dataset import Dataset
+from jaxrec.ops.keys import RowKey
 from jaxrec.sampling import cumulative_words, item_probabilities, sample_items
 from jaxrec.typing import Array, Batch
 
@@ -31,6 +32,35 @@ class Retriever(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replica:
+    """What a loss may want to know of the devices that share a batch; the default is one device.
+
+    Attributes:
+      axes: the named axes over which the batch is split.
+      catalogue: the model whose `item_vectors()` gives this device's part of the catalogue; None
+        when the model at hand holds all of it.
+      catalogue_axis: the axis over which the catalogue is split.
+      num_rows: rows of the whole catalogue; the parts together may have more, to be equal.
+    """
+
+    axes: tuple[str, ...] = ()
+    catalogue: Any = None
+    catalogue_axis: str | None = None
+    num_rows: int | None = None
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """Returns the rows of all devices, in the order of the batch."""
+        return jax.lax.all_gather(x, self.axes, tiled=True) if self.axes else x
+
+    def first(self, rows: int) -> jax.Array:
+        """Returns () int32: where this device's rows begin among those of all, given its number."""
+        return jax.lax.axis_index(self.axes) * rows if self.axes else jnp.int32(0)
+
+
+ALONE = Replica()
+
+
 class Objective(Protocol):
     """The contract of the training step; implementations are frozen dataclasses in configs."""
 
@@ -43,12 +73,17 @@ class Objective(Protocol):
         """Returns arrays about the dataset that `draw` wants on the device."""
         ...
 
-    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
         """Returns the batch with whatever is random or depends on original ids filled in."""
         ...
 
-    def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Returns the sum of the examples' losses and the sum of their weights, both float32."""
+    def loss(
+        self, model: Any, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the sum of the examples' losses and the sum of their weights, both float32.
+
+        With several devices, the sums are those of the rows at hand.
+        """
         ...
 
 
@@ -80,11 +115,13 @@ class Negatives:
             log_q = np.log(probabilities).astype(np.float32)
         return {"words": cumulative_words(probabilities), "log_q": log_q}
 
-    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
-        shape = (self.num_negatives,)
-        if not self.shared:
+    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
+        rows, words = RowKey.of(key), statistics["words"]
+        if self.shared:
+            negatives = sample_items(rows.key, (self.num_negatives,), words)
+        else:
             shape = (*batch.positives.shape, self.num_negatives)
-        negatives = sample_items(key, shape, statistics["words"])
+            negatives = sample_items(rows, shape, words)
         features = {"log_q_negatives": statistics["log_q"][negatives]}
         return batch.replace(negatives=negatives, features=features_of(batch) | features)
 

@@ -10,7 +10,9 @@ import numpy as np
 from jaxrec import losses
 from jaxrec.data.dataset import Dataset
 from jaxrec.objectives.base import (
+    ALONE,
     Negatives,
+    Replica,
     Retriever,
     Statistics,
     features_of,
@@ -19,6 +21,7 @@ from jaxrec.objectives.base import (
     weights_of,
 )
 from jaxrec.ops.cross_entropy import catalogue_cross_entropy
+from jaxrec.ops.keys import RowKey
 from jaxrec.sampling import item_probabilities
 from jaxrec.typing import Batch, UserError
 
@@ -46,18 +49,22 @@ class FullSoftmax:
     def statistics(self, dataset: Dataset) -> Statistics:
         return {}
 
-    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
         return batch
 
-    def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
+    def loss(
+        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+    ) -> Sums:
         users = model.user_vectors(batch, key=key)
         weights = weights_of(batch)
         total = catalogue_cross_entropy(
             users.reshape(-1, users.shape[-1]),
-            model.item_vectors(),
+            (replica.catalogue or model).item_vectors(),
             batch.positives.reshape(-1),
             weights.reshape(-1),
             label_smoothing=self.label_smoothing,
+            axis=replica.catalogue_axis,
+            num_rows=replica.num_rows,
         )
         return total, jnp.sum(weights)
 
@@ -73,7 +80,9 @@ class SampledSoftmax(Negatives):
 
     logq: bool = True
 
-    def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
+    def loss(
+        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+    ) -> Sums:
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
         # A draw of n stands for the catalogue: what is expected n times counts n times.
@@ -106,20 +115,26 @@ class InBatchSoftmax:
         with np.errstate(divide="ignore"):
             return {"log_q": np.log(probabilities).astype(np.float32)}
 
-    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
         # Padding has log q = -inf, and inf - inf is no number.
         log_q = jnp.maximum(statistics["log_q"][batch.positives], -1e4)
-        return batch.replace(features=features_of(batch) | {"log_q": log_q})
+        # Ids as well: by the time of the loss the batch's own are positions in a slice.
+        drawn = {"log_q": log_q, "ids": batch.positives}
+        return batch.replace(features=features_of(batch) | drawn)
 
-    def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
+    def loss(
+        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+    ) -> Sums:
         users = model.user_vectors(batch, key=key)
-        ids = batch.positives.reshape(-1)
+        drawn, rows = features_of(batch), batch.positives.size
+        items = model.item_vectors(batch.positives.reshape(-1))
         values = losses.in_batch_softmax(
             users.reshape(-1, users.shape[-1]),
-            model.item_vectors(ids),
-            ids,
-            log_q=features_of(batch)["log_q"].reshape(-1) if self.logq else 0.0,
-            where=weights_of(batch).reshape(-1) > 0,
+            replica.gather(items),
+            replica.gather(drawn["ids"].reshape(-1)),
+            first=replica.first(rows),
+            log_q=replica.gather(drawn["log_q"].reshape(-1)) if self.logq else 0.0,
+            where=replica.gather(weights_of(batch).reshape(-1) > 0),
         )
         return weighted_sum(values.reshape(batch.positives.shape), batch)
 
@@ -145,11 +160,13 @@ class BCE(Negatives):
         beta = losses.gbce_beta(self.num_negatives, dataset.num_items, self.calibration)
         return super().statistics(dataset) | {"beta": np.asarray(beta, np.float32)}
 
-    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
         batch = super().draw(batch, statistics, key)
         return batch.replace(features=features_of(batch) | {"beta": statistics["beta"]})
 
-    def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
+    def loss(
+        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+    ) -> Sums:
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
         values = losses.gbce(
@@ -170,7 +187,9 @@ class BPR(Negatives):
     shared: bool = False
     l2: float = 0.0
 
-    def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
+    def loss(
+        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+    ) -> Sums:
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
         values = losses.bpr(positives, negatives, where_negatives=where)
@@ -204,10 +223,12 @@ class SquaredError:
             )
         return {}
 
-    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
         return batch
 
-    def loss(self, model: Retriever, batch: Batch, key: jax.Array | None) -> Sums:
+    def loss(
+        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+    ) -> Sums:
         users = model.user_vectors(batch, key=key)
         items = model.item_vectors(batch.positives)
         values = losses.squared_error(jnp.sum(users * items, axis=-1), batch.labels)

@@ -17,6 +17,8 @@ def catalogue_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     chunk: int | None = None,
+    axis: str | None = None,
+    num_rows: int | None = None,
 ) -> jax.Array:
     """Returns sum_t weights[t] * -log softmax(vectors[t] @ table.T)[targets[t]], row 0 left out.
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import optax
 
+from jaxrec.optim.clipping import clip_by_global_norm
 from jaxrec.typing import Params, UserError
 
 
@@ -72,7 +73,7 @@ class OptimizerConfig:
         """Returns the transform for a run of so many steps (the schedule wants to know)."""
         parts: list[optax.GradientTransformation] = []
         if self.clip_norm:
-            parts.append(optax.clip_by_global_norm(self.clip_norm))
+            parts.append(clip_by_global_norm(self.clip_norm))
         match self.name:
             case "adam":
                 parts.append(optax.scale_by_adam(self.b1, self.b2, self.eps))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.ops.keys import RowKey, row_bits
 from jaxrec.typing import Array
 
 
@@ -31,14 +32,17 @@ def cumulative_words(probabilities: np.ndarray) -> np.ndarray:
     return words.astype(np.uint32)
 
 
-def sample_items(key: jax.Array, shape: tuple[int, ...], words: Array) -> jax.Array:
+def sample_items(key: jax.Array | RowKey, shape: tuple[int, ...], words: Array) -> jax.Array:
     """Returns int32 item ids in [1, N), drawn with replacement.
 
     Args:
-      key: a JAX key.
+      key: a JAX key; or a `RowKey`, and then the first axis of the shape is the rows of the batch.
       shape: of the result.
       words: (N,) uint32 from `cumulative_words`; entry 0, padding, is 0.
     """
-    drawn = jax.random.bits(key, shape, jnp.uint32)
+    if isinstance(key, RowKey):
+        drawn = row_bits(key, shape)
+    else:
+        drawn = jax.random.bits(key, shape, jnp.uint32)
     ids = jnp.searchsorted(jnp.asarray(words), drawn, side="right")
     return jnp.clip(ids, 1, len(words) - 1).astype(jnp.int32)

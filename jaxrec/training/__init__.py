@@ -3,7 +3,13 @@
 from jaxrec.training.config import ExperimentConfig, TrainingConfig
 from jaxrec.training.experiment import Experiment, load_trained
 from jaxrec.training.loop import train
-from jaxrec.training.step import StepMetrics, TrainState, init_state, make_step
+from jaxrec.training.step import (
+    StepMetrics,
+    TrainState,
+    init_state,
+    make_replica_step,
+    make_step,
+)
 
 __all__ = [
     "Experiment",
@@ -13,6 +19,7 @@ __all__ = [
     "TrainingConfig",
     "init_state",
     "load_trained",
+    "make_replica_step",
     "make_step",
     "train",
 ]

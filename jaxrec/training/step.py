@@ -1,20 +1,37 @@
-"""The training step: one jitted function of (state, batch), for any model and objective."""
+"""The training step: one function of (state, batch), for any model, objective and set of devices.
+
+The step is written for one device that knows the names of the axes around it. The same function
+runs alone, under `jax.shard_map` (with check_vma=False) and under `jax.pmap`.
+"""
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec.functional import Functional
-from jaxrec.objectives import Objective
-from jaxrec.optim import Touched, put_touched, take_touched
+from jaxrec.objectives import ALONE, Objective, Replica
+from jaxrec.ops.keys import RowKey
+from jaxrec.optim import put_touched, take_touched
+from jaxrec.sharding import AXIS_RULES, Layout, shardings, table_of
+from jaxrec.training.tables import (
+    Lookup,
+    Wanted,
+    fair_share,
+    fetch_rows,
+    find_rows,
+    renumber_ids,
+    sum_gradients,
+    touched_rows,
+    wanted_rows,
+)
 from jaxrec.typing import Batch, Params
-
-type Tables = dict[str, tuple[str, ...]]
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +52,7 @@ class TrainState:
     average: Params
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepMetrics:
     """What a step reports; stays on the device until it is asked for.
@@ -43,31 +61,76 @@ class StepMetrics:
       loss: () float32, weighted mean over the batch's examples.
       examples: () float32, sum of the examples' weights.
       overflow: () int32, distinct rows beyond the capacity of the touched-rows step; 0 is right.
+      slow: () bool, whether rows were wanted too unevenly for the fast exchange.
     """
 
     loss: jax.Array
     examples: jax.Array
     overflow: jax.Array
+    slow: jax.Array
 
-
-jax.tree_util.register_dataclass(StepMetrics)
 
 type Step = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
 
 
 def init_state(
-    model: Functional, optimizer: optax.GradientTransformation, seed: int, *, average: bool = False
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    average: bool = False,
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
 ) -> TrainState:
-    """Returns the state before the first step; parameters and slots are born in one jitted call."""
+    """Returns the state before the first step; parameters and slots are born in one jitted call.
+
+    With a mesh they are born where they belong: no device holds more than its part. Tables that
+    are split get rows of zeros at their end, so that all parts are equal; nothing looks at them.
+    The values do not depend on the mesh.
+    """
+    init = _initializer(model, optimizer, average, mesh, layout or Layout())
+    if mesh is None:
+        return jax.jit(init)(jax.random.key(seed))
+    born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout or Layout())
+    return jax.jit(init, out_shardings=born)(jax.random.key(seed))
+
+
+def abstract_state(
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    *,
+    average: bool = False,
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
+) -> TrainState:
+    """Returns the shapes and dtypes of `init_state`; nothing is allocated."""
+    init = _initializer(model, optimizer, average, mesh, layout or Layout())
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _initializer(
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    average: bool,
+    mesh: Mesh | None,
+    layout: Layout,
+) -> Callable[[jax.Array], TrainState]:
+    parts = mesh.shape[layout.table_axis] if mesh is not None and layout.table_axis else 1
+
+    def pad(path: Any, leaf: jax.Array) -> jax.Array:
+        name = table_of(path)
+        if name is None or layout.placement(name) != "row":
+            return leaf
+        return jnp.pad(leaf, ((0, -leaf.shape[0] % parts), (0, 0)))
 
     def init(key: jax.Array) -> TrainState:
-        params = model.init(key)
+        params = jax.tree_util.tree_map_with_path(pad, model.init(key))
         copy = jax.tree.map(jnp.copy, params) if average else {}
         return TrainState(
             step=jnp.int32(0), params=params, optimizer=optimizer.init(params), average=copy
         )
 
-    return jax.jit(init)(jax.random.key(seed))
+    return init
 
 
 @jax.jit
@@ -85,95 +148,206 @@ def make_step(
     accumulate: int = 1,
     average: float = 0.0,
     capacity: int = 0,
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
 ) -> Step:
     """Returns `step(state, batch, statistics) -> (state, metrics)`, jitted; state is donated.
 
-    Where the objective names its items and a batch cannot touch every row of a table, the step
-    works on the touched rows alone: see `jaxrec.optim.touched`. Otherwise the slice would be the
-    table itself and the step is the dense one.
-
-    Args:
-      model: the model as pure functions.
-      objective: what is minimised.
-      optimizer: any Optax transform.
-      seed: the step's key is fold_in(key(seed), step).
-      accumulate: parts that a batch is computed in. The result is that of the whole batch, but for
-        the in-batch softmax, whose negatives are those of a part.
-      average: decay of the running average of the parameters; 0 keeps none.
-      capacity: distinct rows of a table that a batch may touch; 0 allows for all of its ids.
+    With a mesh, the state is that of `init_state` on this mesh, and the batch's rows are split over
+    all its devices. The result does not depend on the mesh. The other arguments are those of
+    `make_replica_step`.
     """
-
-    def total_loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return objective.loss(model.bind(params), batch, key)
-
-    gradient = jax.value_and_grad(total_loss, has_aux=True)
+    options: Any = {"seed": seed, "accumulate": accumulate, "average": average}
+    options |= {"capacity": capacity, "layout": layout or Layout()}
+    replica = make_replica_step(model, objective, optimizer, **options)
+    if mesh is None or mesh.size == 1:
+        return jax.jit(replica, donate_argnums=0)
 
     def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
-        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        parts = _split(batch, accumulate)
-        draw = jax.vmap(objective.draw, in_axes=(0, None, 0))
-        parts = draw(parts, statistics, jax.random.split(draw_key, accumulate))
-        touched = {}
-        tables = model.bind(state.params).tables
-        if not objective.whole_catalogue:
-            touched = _touched(parts, state.params, tables, capacity)
-        for name, rows in touched.items():
-            parts = _renumber(parts, tables[name], rows)
-        params = take_touched(state.params, touched)
-        slots = take_touched(state.optimizer, touched)
-
-        def part(carry: Any, xs: Any) -> tuple[Any, None]:
-            (total, weight), grads = gradient(params, *xs)
-            return jax.tree.map(jnp.add, carry, (total, weight, grads)), None
-
-        xs = (parts, jax.random.split(loss_key, accumulate))
-        if accumulate == 1:
-            (total, weight), grads = gradient(params, *jax.tree.map(lambda x: x[0], xs))
-        else:
-            start = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-            (total, weight, grads), _ = jax.lax.scan(part, start, xs)
-        scale = 1 / jnp.where(weight > 0, weight, 1)
-        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        updates, slots = optimizer.update(grads, slots, params)
-        params = put_touched(state.params, optax.apply_updates(params, updates), touched)
-        over = [jnp.maximum(t.count - len(t.rows), 0) for t in touched.values()]
-        averaged = state.average
-        if average:
-            # Early on the average follows the parameters, as nothing older is worth keeping.
-            done = state.step.astype(jnp.float32)
-            keep = jnp.minimum(average, (done + 1) / (done + 10))
-            averaged = jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), averaged, params)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=params,
-            optimizer=put_touched(state.optimizer, slots, touched),
-            average=averaged,
+        specs = options["layout"].specs(state)
+        sharded = jax.shard_map(
+            replica,
+            mesh=mesh,
+            in_specs=(specs, PartitionSpec(*AXIS_RULES["batch"]), PartitionSpec()),
+            out_specs=(specs, PartitionSpec()),
+            check_vma=False,  # sums over devices are written out, as under pmap
         )
-        metrics = StepMetrics(
-            loss=total * scale, examples=weight, overflow=sum(over, start=jnp.int32(0))
-        )
-        return new_state, metrics
+        return sharded(state, batch, statistics)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _split(batch: Batch, parts: int) -> Batch:
-    return jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+def make_replica_step(
+    model: Functional,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    average: float = 0.0,
+    capacity: int = 0,
+    layout: Layout = Layout(),  # noqa: B008 - a frozen value
+) -> Step:
+    """Returns the step as one device runs it: a plain function to jit, shard_map or pmap.
+
+    Where the objective names its items and a batch cannot touch every row of a table, the step
+    works on the touched rows alone: see `jaxrec.optim.touched`. Otherwise the slice would be the
+    table itself and the step is the dense one. Tables that are split over devices are read and
+    written through one exchange: see `jaxrec.training.tables`.
+
+    Args:
+      model: the model as pure functions.
+      objective: what is minimised.
+      optimizer: any Optax transform that works row by row; one that wants the norm of all gradients
+        takes it as the extra argument `global_norm`.
+      seed: the step's key is fold_in(key(seed), step).
+      accumulate: parts that a batch is computed in. The result is that of the whole batch, but for
+        the in-batch softmax, whose negatives are those of a part.
+      average: decay of the running average of the parameters; 0 keeps none.
+      capacity: distinct rows of a table that a device's rows of a batch may touch; 0 allows for all
+        of their ids.
+      layout: the axes that the step runs under. Each device gets its own rows of the batch, and its
+        blocks of tables where they are split.
+    """
+    update_with_norm = optax.with_extra_args_support(optimizer).update
+    whole = objective.whole_catalogue
+
+    def update(
+        state: TrainState,
+        *,
+        parts: tuple[Batch, RowKey],
+        wanted: dict[str, Wanted],
+        shares: bool,
+    ) -> tuple[TrainState, jax.Array, jax.Array]:
+        """Returns the new state, the loss and the sum of weights."""
+        lookups = find_rows(wanted, state.params, layout, whole=whole, shares=shares)
+        touched = touched_rows(lookups)
+        batch = renumber_ids(parts[0], wanted, lookups)
+        params = take_touched(state.params, touched)
+        slots = take_touched(state.optimizer, touched)
+        rows, send_back = jax.vjp(lambda p: fetch_rows(p, lookups, layout), params)
+        split = whole and any(found.place is not None for found in lookups.values())
+        replica = _replica(model, state.params, lookups, layout) if split else ALONE
+
+        def total_loss(arguments: Any, part: Batch, key: RowKey) -> tuple[jax.Array, jax.Array]:
+            seen = model.bind(arguments[0])
+            catalogue = model.bind(arguments[1]) if split else None
+            where = dataclasses.replace(replica, axes=layout.axes, catalogue=catalogue)
+            return objective.loss(seen, part, key, where)
+
+        arguments = (rows, params) if split else (rows,)
+        sums, gradients = _gradients(total_loss, arguments, (batch, parts[1]), accumulate)
+        (grads,) = send_back(gradients[0])
+        if split:
+            grads = jax.tree.map(jnp.add, grads, gradients[1])
+        grads = sum_gradients(grads, layout)
+        total, weight = lax.psum(sums, layout.axes) if layout.axes else sums
+        scale = 1 / jnp.where(weight > 0, weight, 1)
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        norm = global_norm(grads, layout)
+        updates, slots = update_with_norm(grads, slots, params, global_norm=norm)
+        params = put_touched(state.params, optax.apply_updates(params, updates), touched)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            optimizer=put_touched(state.optimizer, slots, touched),
+            average=_averaged(state, params, average),
+        )
+        return new_state, total * scale, weight
+
+    def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        parts, draw_keys, loss_keys = _split(batch, accumulate, keys, layout)
+        parts = jax.vmap(objective.draw, in_axes=(0, None, 0))(parts, statistics, draw_keys)
+        tables = model.bind(state.params).tables
+        wanted = wanted_rows(parts, state.params, tables, layout, capacity, whole=whole)
+        slow = _uneven(wanted, layout)
+        run = functools.partial(update, parts=(parts, loss_keys), wanted=wanted)
+        if slow is None:
+            new_state, loss, weight = run(state, shares=True)
+            slow = jnp.bool_(False)
+        else:
+            fast, safe = (functools.partial(run, shares=shares) for shares in (True, False))
+            new_state, loss, weight = lax.cond(slow, safe, fast, state)
+        over = [jnp.maximum(w.rows.count - len(w.rows.rows), 0) for w in wanted.values()]
+        overflow = sum(over, start=jnp.int32(0))
+        if layout.axes:
+            overflow = lax.pmax(overflow, layout.axes)
+        return new_state, StepMetrics(loss=loss, examples=weight, overflow=overflow, slow=slow)
+
+    return step
 
 
-def _touched(parts: Batch, params: Params, tables: Tables, capacity: int) -> dict[str, Touched]:
-    touched = {}
-    for name, fields in tables.items():
-        num_rows = params[name]["table"].shape[0]
-        ids = [jnp.ravel(getattr(parts, f)) for f in fields if getattr(parts, f) is not None]
-        size = min(capacity or math.inf, sum(map(len, ids)))
-        # Row 0 is always there: padding must have a place in the slice.
-        if ids and size + 1 < num_rows:
-            joined = jnp.concatenate([jnp.zeros(1, jnp.int32), *ids])
-            touched[name] = Touched.of(joined, num_rows, int(size) + 1)
-    return touched
+def global_norm(gradients: Any, layout: Layout) -> jax.Array:
+    """Returns () float32: the norm of all gradients, those that other devices hold included."""
+
+    def squares(path: Any, gradient: jax.Array) -> jax.Array:
+        square = jnp.sum(jnp.square(gradient.astype(jnp.float32)))
+        name = table_of(path)
+        if name is None or layout.placement(name) == "replicated":
+            return square
+        return lax.psum(square, layout.table_axis)
+
+    leaves = jax.tree.leaves(jax.tree_util.tree_map_with_path(squares, gradients))
+    return jnp.sqrt(sum(leaves, start=jnp.float32(0)))
 
 
-def _renumber(batch: Batch, fields: tuple[str, ...], touched: Touched) -> Batch:
-    ids = {f: getattr(batch, f) for f in fields}
-    return batch.replace(**{f: touched.renumber(x) for f, x in ids.items() if x is not None})
+def _replica(
+    model: Functional, params: Params, lookups: dict[str, Lookup], layout: Layout
+) -> Replica:
+    """Returns what a loss over the whole catalogue must know of a catalogue that is split."""
+    tables = model.bind(params).tables
+    names = [name for name, fields in tables.items() if "positives" in fields]
+    split = [name for name in names if layout.placement(name) == "row"]
+    assert names == split, "the planner splits the table of a whole catalogue by rows or not at all"
+    shape = jax.eval_shape(model.init, jax.random.key(0))[names[0]]["table"].shape
+    return Replica(catalogue_axis=layout.table_axis, num_rows=shape[0])
+
+
+def _uneven(wanted: dict[str, Wanted], layout: Layout) -> jax.Array | None:
+    """Returns whether some owner is asked for more than a fair share; None when none can be."""
+    checks = []
+    for name, want in wanted.items():
+        size = len(want.rows.rows)
+        share = fair_share(size, layout)
+        if layout.placement(name) == "row" and share < size:
+            checks.append(want.most > share)
+    if not checks:
+        return None
+    return lax.psum(jnp.stack(checks).any().astype(jnp.int32), layout.axes) > 0
+
+
+def _gradients(
+    loss: Callable[..., tuple[jax.Array, jax.Array]], arguments: Any, parts: Any, accumulate: int
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """Returns the sums over the parts of losses and weights, and the gradient of the former."""
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if accumulate == 1:
+        return gradient(arguments, *jax.tree.map(lambda x: x[0], parts))
+
+    def add(carry: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient(arguments, *part)), None
+
+    zero = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, arguments))
+    return lax.scan(add, zero, parts)[0]
+
+
+def _averaged(state: TrainState, params: Params, average: float) -> Params:
+    if not average:
+        return state.average
+    # Early on the average follows the parameters, as nothing older is worth keeping.
+    done = state.step.astype(jnp.float32)
+    keep = jnp.minimum(average, (done + 1) / (done + 10))
+    return jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), state.average, params)
+
+
+def _split(
+    batch: Batch, parts: int, keys: jax.Array, layout: Layout
+) -> tuple[Batch, RowKey, RowKey]:
+    """Returns the batch in parts, and for each part the key to draw with and that of the loss."""
+    rows = len(jax.tree.leaves(batch)[0])
+    begin = lax.axis_index(layout.axes) * rows if layout.axes else jnp.int32(0)
+    first = begin + jnp.arange(parts, dtype=jnp.int32) * (rows // parts)
+    same = jax.tree.map(lambda key: jnp.broadcast_to(key, (parts,)), [keys[0], keys[1]])
+    batch = jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), batch)
+    return batch, RowKey(same[0], first), RowKey(same[1], first)

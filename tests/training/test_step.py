@@ -23,7 +23,7 @@ from jaxrec.objectives import (
     SquaredError,
 )
 from jaxrec.optim import OptimizerConfig
-from jaxrec.sharding import MeshConfig, replicate, shard_batch
+from jaxrec.sharding import Layout, MeshConfig, replicate, shard_batch
 from jaxrec.training import StepMetrics, TrainState, init_state, make_step
 from jaxrec.typing import Batch, UserError
 
@@ -43,12 +43,13 @@ def dataset(random_dataset: Callable[..., Dataset]) -> Dataset:
 
 @functools.cache
 def compiled(
-    config: Any, objective: Any, optimizer: OptimizerConfig, **options: Any
+    config: Any, objective: Any, optimizer: OptimizerConfig, mesh: MeshConfig, **options: Any
 ) -> tuple[TrainState, Any]:
     """The first state, on the host, and the step; kept, as compiling is what takes time here."""
-    model, transform = functional(config.build), optimizer.build(100)
-    state = init_state(model, transform, 3, average=options.get("average", 0) > 0)
-    step = make_step(model, objective, transform, seed=3, **options)
+    model, transform, devices = functional(config.build), optimizer.build(100), mesh.build()
+    state = init_state(model, transform, 3, average=options.get("average", 0) > 0, mesh=devices)
+    layout = Layout(axes=("data", "model")) if devices.size > 1 else Layout()
+    step = make_step(model, objective, transform, seed=3, mesh=devices, layout=layout, **options)
     return jax.device_get(state), step
 
 
@@ -86,7 +87,9 @@ class Run:
     ) -> tuple[list[TrainState], list[StepMetrics]]:
         config = self.model.fit(self.dataset.manifest)
         devices = MeshConfig(data=mesh).build()
-        start, step = compiled(config, self.objective, self.optimizer, **options)
+        start, step = compiled(
+            config, self.objective, self.optimizer, MeshConfig(data=mesh), **options
+        )
         state = replicate(start, devices)
         statistics = replicate(self.objective.statistics(self.dataset), devices)
         states, metrics = [jax.device_get(state)], []
@@ -232,7 +235,7 @@ def test_batches_and_meshes_that_do_not_fit_are_refused(dataset: Dataset) -> Non
     batch = Run(dataset, PAIRS, FACTORS, BPR(), batch_size=6).batches(1)[0]
     with pytest.raises(UserError, match="6 rows cannot be split evenly over 4 devices"):
         shard_batch(batch, MeshConfig(data=4).build())
-    with pytest.raises(UserError, match="config.mesh.data=9 wants 9 devices and 8"):
+    with pytest.raises(UserError, match="config.mesh.data=9 and config.mesh.model=1 want 9 devices and 8"):
         MeshConfig(data=9).build()
     assert MeshConfig(data=0).build().size == 8
 
