@@ -34,7 +34,7 @@ class MeshConfig:
         many as there are devices for.
       model: devices of a group, among which tables are split.
       tables: how tables are split when model is above 1: by "row", by "column", "replicated", or
-        "auto", which chooses for each table by its size; see `jaxrec.planning`.
+        "auto", which chooses for each table by its size; see `jaxrec.training.planning`.
       replicate_below: "auto" gives each device a whole copy of a table, with its optimiser slots,
         of at most so many MiB.
       memory_gb: memory of a device in GiB that a plan may count on; 0 asks the device, and a CPU
@@ -136,6 +136,15 @@ def table_of(path: Any) -> str | None:
 def shardings(tree: Any, mesh: Mesh, layout: Layout) -> Any:
     """Returns the sharding of each array of a state."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout.specs(tree))
+
+
+def mesh_of(tree: Any) -> Mesh | None:
+    """Returns the mesh that the arrays of a tree lie on; None when it is of one device."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return sharding.mesh
+    return None
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

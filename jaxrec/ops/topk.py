@@ -19,6 +19,7 @@ def top_k_dot(
     *,
     exclude: jax.Array | None = None,
     chunk: int = DEFAULT_CHUNK,
+    first: jax.Array | int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """Finds the k items with the largest dot product with each user, exactly.
 
@@ -27,10 +28,11 @@ def top_k_dot(
 
     Args:
       users: (B, D) vectors of any float dtype.
-      items: (N, D) vectors; the row number is the item index.
+      items: (N, D) vectors; row i is item `first` + i.
       k: how many items to return; may exceed the number of candidates.
       exclude: (B, S) int32 item indices to leave out for each user; 0 and repeats do nothing.
       chunk: how many items are scored at a time.
+      first: the item of the first row, for a part of the catalogue.
 
     Returns:
       Scores (B, k) float32, descending, and item indices (B, k) int32. Where fewer than k
@@ -44,7 +46,7 @@ def top_k_dot(
     if exclude is None:
         exclude = jnp.zeros((batch, 0), jnp.int32)
     # Padding is excluded like any other item, which spares a pass over the scores.
-    exclude = jnp.concatenate([exclude, jnp.zeros((batch, 1), exclude.dtype)], axis=1)
+    exclude = jnp.concatenate([exclude, jnp.zeros((batch, 1), exclude.dtype)], axis=1) - first
 
     def score(start: jax.Array | int, size: int) -> jax.Array:
         block = lax.dynamic_slice_in_dim(items, start, size)
@@ -82,7 +84,7 @@ def top_k_dot(
     if num_items % chunk:
         best = merge(best, whole * chunk, num_items % chunk)
     values, ids = best
-    return values, jnp.where(values == -jnp.inf, 0, ids)
+    return values, jnp.where(values == -jnp.inf, 0, ids + first)
 
 
 def _check(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
@@ -18,6 +19,7 @@ from jaxrec.evaluation import (
     padded_width,
 )
 from jaxrec.functional import Functional, functional
+from jaxrec.sharding import mesh_of
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.typing import Array, Batch, Params, UserError
@@ -44,14 +46,24 @@ class Experiment:
         return cls(fitted, dataset, functional(lambda rngs: fitted.model.build(rngs)))
 
     @functools.cached_property
-    def user_vectors(self) -> Any:
-        """Jitted (params, batch) to (B, D), for serving: one vector a row, no dropout."""
-        return jax.jit(functools.partial(self.model.apply, method="user_vectors"))
+    def catalogue(self) -> tuple[str, ...]:
+        """Names of the tables that hold the vectors of items to choose from."""
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        tables = self.model.bind(shapes).tables
+        return tuple(name for name, fields in tables.items() if "positives" in fields)
+
+    def _jitted(self, method: str, mesh: Mesh | None, out: tuple[str | None, ...] = ()) -> Any:
+        """Returns jitted `method(params, ...)` of the model, kept; with a mesh, its result split."""
+        key = (method, mesh, out)
+        if key not in self._kept:
+            apply = functools.partial(self.model.apply, method=method)
+            where = None if mesh is None else NamedSharding(mesh, PartitionSpec(*out))
+            self._kept[key] = jax.jit(apply, out_shardings=where)
+        return self._kept[key]
 
     @functools.cached_property
-    def item_vectors(self) -> Any:
-        """Jitted (params, ids) to ids.shape + (D,)."""
-        return jax.jit(functools.partial(self.model.apply, method="item_vectors"))
+    def _kept(self) -> dict[Any, Any]:
+        return {}
 
     def measuring(self, *, ks: tuple[int, ...] = (), mask_seen: bool | None = None) -> "Experiment":
         """Returns the experiment with other cut-offs or another mask; () and None leave them."""
@@ -78,18 +90,30 @@ class Experiment:
             histories = requests.padded_history(width, rows)
             return data.requests(requests.users[rows], histories)
 
+        mesh = mesh_of(params)
+        users = self._jitted("user_vectors", mesh)
+        items = self._jitted("item_vectors", mesh, self._split_items(params, mesh))
         return RetrieverRecommender(
-            user_vectors=lambda batch: self.user_vectors(params, batch),
-            item_vectors=lambda ids: self.item_vectors(params, ids),
+            user_vectors=functools.partial(users, params),
+            item_vectors=functools.partial(items, params),
             make_batch=make_batch,
             config=self.config.evaluation,
         )
 
+    def _split_items(self, params: Params, mesh: Mesh | None) -> tuple[str | None, ...]:
+        """Returns ("model",) when vectors of items can stay on the devices of their rows."""
+        if mesh is None:
+            return ()
+        rows = jax.eval_shape(self._jitted("item_vectors", None), params).shape[0]
+        return ("model",) if rows % mesh.shape["model"] == 0 else ()
+
     def predict(self, params: Params, users: Array, items: Array) -> jax.Array:
         """Returns (B,) scores of pairs of (B,) users and (B,) items, for models that know users."""
+        mesh = mesh_of(params)
         batch = self.config.data.requests(users, np.zeros((len(users), 1), np.int32))
+        vectors = self._jitted("user_vectors", mesh)(params, batch)
         return jax.numpy.sum(
-            self.user_vectors(params, batch) * self.item_vectors(params, items), axis=-1
+            vectors * self._jitted("item_vectors", mesh)(params, items), axis=-1
         )
 
     def evaluate(self, params: Params, split: str, *, intervals: bool = True) -> Evaluation:

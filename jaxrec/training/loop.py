@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
-import threading
+import sys
 import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -15,14 +15,23 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import SPLITS, Dataset, open_dataset
-from jaxrec.sharding import replicate, shard_batch
+from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment, check_same, describe_checkpoint
 from jaxrec.training.logs import MetricsLog, Progress
+from jaxrec.training.planning import make_plan
 from jaxrec.training.prefetch import prefetch
-from jaxrec.training.signals import sigterm
-from jaxrec.training.step import StepMetrics, TrainState, all_finite, init_state, make_step
+from jaxrec.training.processes import Stop, is_first, stop_on_sigterm
+from jaxrec.training.step import (
+    Step,
+    StepMetrics,
+    TrainState,
+    abstract_state,
+    all_finite,
+    init_state,
+    make_step,
+)
 from jaxrec.typing import Batch, Stopped, UserError
 
 
@@ -61,6 +70,10 @@ def train(
     dataset is, when `data` is a directory) and, at the end, result.json. On a CPU a run that was
     killed and called again ends with the same parameters, bit for bit, as one that never was.
 
+    With several processes (see `jaxrec.training.processes`) each calls this function with the same
+    arguments, and the workdir and the dataset are on disks that all can read. The first one writes
+    logs and results.
+
     Args:
       config: the experiment.
       data: a dataset, or the directory of one.
@@ -78,7 +91,7 @@ def train(
     """
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     with _Run(Experiment.of(config, dataset), Path(workdir), quiet=quiet) as run:
-        if not isinstance(data, Dataset):
+        if is_first() and not isinstance(data, Dataset):
             where = {"data": str(Path(data).absolute())}
             configs.write_whole(run.workdir / "run.json", json.dumps(where) + "\n")
         return run.finish()
@@ -94,40 +107,46 @@ class _Run:
     """One call of `train`: the state on the device and everything around it."""
 
     def __init__(self, experiment: Experiment, workdir: Path, *, quiet: bool):
-        self.experiment, self.workdir, self.quiet = experiment, workdir, quiet
+        self.experiment, self.workdir = experiment, workdir
+        self.quiet = quiet or not is_first()
         config = experiment.config
         self.config, self.begun = config.training, time.monotonic()
+        self.mesh = config.mesh.build()
+        check_divides(self.config.batch_size, self.mesh)
         self.batches = config.data.batches(
             experiment.dataset, self.config.batch_size, self.config.seed
         )
         self.total = self.config.steps or self.config.epochs * self.batches.steps_per_epoch
         per_epoch = self.config.evaluate_epochs * self.batches.steps_per_epoch
         self.evaluate_every = self.config.evaluate_every or per_epoch
-        self.mesh = config.mesh.build()
-        if self.config.batch_size % self.mesh.size:
-            raise UserError(
-                f"config.training.batch_size={self.config.batch_size} does not divide among the "
-                f"{self.mesh.size} devices of config.mesh. Make it a multiple."
-            )
-        optimizer = config.optimizer.build(self.total)
         statistics = config.objective.statistics(experiment.dataset)
         self.statistics = replicate(statistics, self.mesh)
-        self.step = make_step(
-            experiment.model,
+        self.state, self.step = self._born()
+        self.course, self.rate = Course(), 0.0
+        counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
+        self.measured = [name for name in ("valid", "test") if counts[SPLITS[name]]]
+
+    def _born(self) -> tuple[TrainState, Step]:
+        """Plans where everything goes, says so, and makes it."""
+        config, model = self.experiment.config, self.experiment.model
+        optimizer, average = config.optimizer.build(self.total), self.config.average
+        shapes = abstract_state(model, optimizer, average=average > 0)
+        catalogue = self.experiment.catalogue if config.objective.whole_catalogue else ()
+        plan = make_plan(shapes, config.mesh, self.mesh, catalogue=catalogue)
+        if not self.quiet:
+            print(plan, file=sys.stderr)
+        where: dict[str, Any] = {"mesh": self.mesh, "layout": plan.layout}
+        step = make_step(
+            model,
             config.objective,
             optimizer,
             seed=self.config.seed,
             accumulate=self.config.accumulate,
-            average=self.config.average,
+            average=average,
             capacity=self.config.capacity,
+            **where,
         )
-        state = init_state(
-            experiment.model, optimizer, self.config.seed, average=self.config.average > 0
-        )
-        self.state: TrainState = replicate(state, self.mesh)
-        self.course, self.rate = Course(), 0.0
-        counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
-        self.measured = [name for name in ("valid", "test") if counts[SPLITS[name]]]
+        return init_state(model, optimizer, self.config.seed, average=average > 0, **where), step
 
     def __enter__(self) -> "_Run":
         with contextlib.ExitStack() as stack:
@@ -136,8 +155,11 @@ class _Run:
                 Checkpoints(self.workdir / "checkpoints", keep_last=self.config.keep_last)
             )
             self.at = self._resume()
-            configs.save(self.experiment.config, self.workdir / "config.json")
-            self.log = stack.enter_context(MetricsLog(self.workdir, step=self.at))
+            if is_first():
+                configs.save(self.experiment.config, self.workdir / "config.json")
+                self.log = stack.enter_context(MetricsLog(self.workdir, step=self.at))
+            else:
+                self.log = None
             self.progress = stack.enter_context(Progress(self.total, self.at, quiet=self.quiet))
             self.opened = stack.pop_all()
         return self
@@ -184,26 +206,31 @@ class _Run:
             "epochs": self.at / self.batches.steps_per_epoch,
             "wall_s": self._wall_s(),
         }
-        configs.write_whole(self.workdir / "result.json", json.dumps(result, indent=2) + "\n")
+        if is_first():
+            text = json.dumps(result, indent=2) + "\n"
+            configs.write_whole(self.workdir / "result.json", text)
         return result
 
     def _train(self) -> None:
         # What is there is the result of a shorter run.
-        (self.workdir / "result.json").unlink(missing_ok=True)
+        if is_first():
+            (self.workdir / "result.json").unlink(missing_ok=True)
         if "valid" not in self.measured:
             self.progress.say("no validation split: no early stopping, the last parameters count")
-        with sigterm() as stop, contextlib.closing(self._batches()) as batches:
+        with stop_on_sigterm() as stop, contextlib.closing(self._batches()) as batches:
             self._steps(batches, stop)
-        if stop.is_set():
+        if stop:
             raise self._stopped()
 
     def _batches(self) -> Generator[Batch]:
+        rows = own_rows(self.config.batch_size, self.mesh)
+
         def make(step: int) -> Batch:
-            return shard_batch(self.batches.batch(step), self.mesh)
+            return shard_batch(self.batches.batch(step, rows), self.mesh)
 
         return prefetch(make, self.at, self.total)
 
-    def _steps(self, batches: Iterable[Batch], stop: threading.Event) -> None:
+    def _steps(self, batches: Iterable[Batch], stop: Stop) -> None:
         window: list[StepMetrics] = []
         since, fresh = time.monotonic(), True
         for batch in batches:
@@ -213,7 +240,7 @@ class _Run:
             evaluate = self.at % self.evaluate_every == 0 or self.at == self.total
             save = evaluate or self.at % self.config.checkpoint_every == 0
             tell = save or self.at % self.config.log_every == 0
-            stopping = stop.is_set()
+            stopping = stop.at(self.at)
             if not (tell or fresh or stopping):
                 continue
             self._account(window, time.monotonic() - since, count=not fresh)
@@ -267,7 +294,11 @@ class _Run:
         # cut off tells the same losses as one that was not.
         loss = sum(self.course.losses) / len(self.course.losses)
         self.course.losses = []
-        self.log.write(self.at, {"train/loss": loss, "train/examples_per_s": self.rate})
+        self._write({"train/loss": loss, "train/examples_per_s": self.rate})
+
+    def _write(self, values: dict[str, float]) -> None:
+        if self.log is not None:
+            self.log.write(self.at, values)
 
     def _check_parameters(self) -> None:
         # The loss of a step is measured before its update, which may be what went wrong.
@@ -287,7 +318,7 @@ class _Run:
             course.best_step, course.best_value, course.misses = self.at, value, 0
         else:
             course.misses += 1
-        self.log.write(self.at, {f"valid/{k}": v for k, v in evaluation.metrics.items()})
+        self._write({f"valid/{k}": v for k, v in evaluation.metrics.items()})
         self.progress.say(
             f"step {self.at:,}  valid {monitor} {value:.4f}  best {course.best_value:.4f} at step "
             f"{course.best_step:,}"

@@ -220,7 +220,7 @@ def make_replica_step(
         shares: bool,
     ) -> tuple[TrainState, jax.Array, jax.Array]:
         """Returns the new state, the loss and the sum of weights."""
-        lookups = find_rows(wanted, state.params, layout, whole=whole, shares=shares)
+        lookups = find_rows(wanted, state.params, layout, shares=shares)
         touched = touched_rows(lookups)
         batch = renumber_ids(parts[0], wanted, lookups)
         params = take_touched(state.params, touched)

@@ -31,11 +31,14 @@ class Wanted:
       rows: the distinct rows, as in `Touched`; num_rows is that of the whole table.
       fields: the batch fields that index the table.
       most: () int32, the most rows wanted of one owner; 0 when the table is not split by rows.
+      dense: whether the optimiser must see every row: the loss reads all of them, or the batch of
+        all devices could touch all of them, which must not depend on the number of devices.
     """
 
     rows: Touched
     fields: tuple[str, ...]
     most: jax.Array
+    dense: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,16 +81,30 @@ def wanted_rows(
             fields = tuple(field for field in fields if field != "positives")
         ids = [jnp.ravel(getattr(parts, f)) for f in fields if getattr(parts, f) is not None]
         size = int(min(capacity or math.inf, sum(map(len, ids))))
-        everywhere = size * math.prod(map(lax.axis_size, layout.axes))
-        if ids and (split != "replicated" or not (whole or everywhere + 1 >= num_rows)):
+        dense = whole or _of_all_devices(parts, fields, layout, capacity) + 1 >= num_rows
+        if ids and not (dense and split == "replicated"):
             # Row 0 is always there: padding must have a place in the slice.
             joined = jnp.concatenate([jnp.zeros(1, jnp.int32), *ids])
             rows = Touched.of(joined, num_rows, size + 1)
             most = jnp.int32(0)
             if split == "row" and layout.table_axis:
                 most = most_of_one_owner(rows.rows, block, layout.table_axis)
-            wanted[name] = Wanted(rows=rows, fields=fields, most=most)
+            wanted[name] = Wanted(rows=rows, fields=fields, most=most, dense=dense)
     return wanted
+
+
+def _of_all_devices(
+    parts: Batch, fields: tuple[str, ...], layout: Layout, capacity: int
+) -> int:
+    """Returns how many ids of a table the batch of all devices has."""
+    devices, count = math.prod(map(lax.axis_size, layout.axes)), 0
+    for field in fields:
+        ids = getattr(parts, field)
+        if ids is not None:
+            # Negatives that a batch shares are the same on all devices.
+            shared = field == "negatives" and ids.ndim <= parts.positives.ndim
+            count += ids.size * (1 if shared else devices)
+    return min(capacity * devices or count, count)
 
 
 def fair_share(capacity: int, layout: Layout) -> int:
@@ -99,12 +116,11 @@ def fair_share(capacity: int, layout: Layout) -> int:
 
 
 def find_rows(
-    wanted: dict[str, Wanted], params: Params, layout: Layout, *, whole: bool, shares: bool
+    wanted: dict[str, Wanted], params: Params, layout: Layout, *, shares: bool
 ) -> dict[str, Lookup]:
     """Returns how each table is read, after the devices have told each other what they want.
 
     Args:
-      whole: whether the optimiser must see every row.
       shares: ask each owner for a fair share of rows at most; otherwise for all that may be wanted.
     """
     axis = layout.table_axis or ""
@@ -125,7 +141,7 @@ def find_rows(
         elif split == "column":
             here = lax.all_gather(here, axis)
         touched, place = None, here
-        if not whole:
+        if not want.dense:
             everyone = lax.all_gather(jnp.ravel(here), others, tiled=True) if others else here
             touched = want.rows
             if split != "replicated" or others:
