@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from jaxrec.typing import Array
 
+type Axis = str | tuple[str, ...]
+
 
 def catalogue_cross_entropy(
     vectors: Array,
@@ -17,121 +19,177 @@ def catalogue_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     chunk: int | None = None,
-    axis: str | None = None,
     num_rows: int | None = None,
+    axis: Axis | None = None,
 ) -> jax.Array:
     """Returns sum_t weights[t] * -log softmax(vectors[t] @ table.T)[targets[t]], row 0 left out.
 
-    The logits exist for `chunk` rows at a time. When a gradient is asked for, it is computed in the
-    same pass, chunk by chunk while the logits are in cache, so that nothing of size T x N is stored
-    or computed twice. Rows of weight 0, such as padding, are sorted to the end and cost nothing.
+    The logits exist for `chunk` tokens at a time. When a gradient is asked for, it is computed in
+    the same pass, chunk by chunk while the logits are in cache, so that nothing of size T x N is
+    stored or computed twice. Tokens of weight 0, such as padding, are sorted to the end and cost
+    nothing.
+
+    With `axis` the table is split among the devices of a mesh axis, inside `jax.shard_map` (with
+    `check_vma=False`) or `jax.pmap`. Each device has its own tokens, as many as the others, and one
+    block of rows: device i of the axis has block i, and all blocks are of one size. A device sees
+    the tokens of all devices and exchanges three numbers a token, so that the logits are split as
+    the table is. It returns the sum over its own tokens; `jax.lax.psum` of it is the whole loss.
+    The gradient of what a device returns is, for its vectors and its block, that of the whole loss,
+    as long as the same factor comes back on every device of the axis.
 
     Args:
       vectors: (T, D) float.
-      table: (N, D) float, the vectors of all items; row 0 is padding and takes no part.
-      targets: (T,) int in [1, N).
-      weights: (T,) float; not differentiated. Rows of weight 0 may have any target.
+      table: (N, D) float, the vectors of all items, used in the dtype of `vectors`; row 0 is
+        padding and takes no part. With `axis` a block of it.
+      targets: (T,) int in [1, num_rows), rows of the whole table.
+      weights: (T,) float; not differentiated. Tokens of weight 0 may have any target.
       label_smoothing: share of the target's mass that is spread over all items, in [0, 1).
-      chunk: rows of logits at a time. By default up to 256 rows and 2**22 logits on a CPU, where a
-        chunk should stay in cache, and 2**26 logits on an accelerator.
+      chunk: tokens with logits at a time. By default as many as keep the logits within 256 MiB on
+        an accelerator, and within 128 MiB and 256 tokens on a CPU.
+      num_rows: rows of the whole table that count, row 0 among them; those after, which fill up
+        blocks, take no part. By default all.
+      axis: the axis, or axes, that the table is split over.
     """
-    num_rows, num_items = vectors.shape[0], table.shape[0]
-    if chunk is None:
-        cpu = jax.default_backend() == "cpu"
-        chunk = 2 ** max(3, ((2**22 if cpu else 2**26) // num_items).bit_length() - 1)
-        chunk = min(chunk, 256) if cpu else chunk
-    chunk = min(chunk, num_rows)
-    weights = jnp.asarray(weights, jnp.float32)
+    vectors, targets = jnp.asarray(vectors), jnp.asarray(targets, jnp.int32)
+    table, weights = jnp.asarray(table).astype(vectors.dtype), jnp.asarray(weights, jnp.float32)
+    count = num_rows or table.shape[0] * (jax.lax.axis_size(axis) if axis else 1)
+    counted = weights
+    if axis:
+        # The transpose of this gathering adds up what the blocks give to the vectors' gradients.
+        first = jax.lax.axis_index(axis) * len(weights)
+        vectors, targets, weights = jax.lax.all_gather(
+            (vectors, targets, weights), axis, tiled=True
+        )
+        counted = jax.lax.dynamic_update_slice(jnp.zeros_like(weights), counted, (first,))
     order = jnp.argsort(weights == 0, stable=True)
-    pad = -num_rows % chunk
-    shape = (-1, chunk)
-    return _loss(
-        jnp.pad(jnp.asarray(vectors)[order], ((0, pad), (0, 0))).reshape(*shape, vectors.shape[1]),
-        jnp.asarray(table),
-        jnp.pad(jnp.asarray(targets)[order], (0, pad)).reshape(shape),
-        jnp.pad(weights[order], (0, pad)).reshape(shape),
-        label_smoothing,
-    )
+    chunk = min(chunk or _fit(table.shape[0]), len(weights))
+
+    def chunks(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x[order], [(0, -len(x) % chunk), *[(0, 0)] * (x.ndim - 1)])
+        return padded.reshape(-1, chunk, *x.shape[1:])
+
+    split = _Split(label_smoothing, count, axis)
+    tokens = _Tokens(chunks(targets), chunks(weights), chunks(counted))
+    return _loss(chunks(vectors), table, tokens, split)
+
+
+def _fit(num_rows: int) -> int:
+    """Returns how many tokens to take at a time against a table of so many rows."""
+    # Up to 256 MiB of logits on an accelerator. On a CPU 256 tokens are enough to be fast.
+    cpu = jax.default_backend() == "cpu"
+    tokens = 2 ** max(3, ((2**25 if cpu else 2**26) // num_rows).bit_length() - 1)
+    return min(tokens, 256) if cpu else tokens
+
+
+class _Split(NamedTuple):
+    """What is fixed when the function is compiled."""
+
+    smoothing: float
+    num_rows: int  # of the whole table
+    axis: Axis | None
+
+
+class _Tokens(NamedTuple):
+    """What belongs to each token beside its vector; all (chunks, C)."""
+
+    targets: jax.Array
+    weights: jax.Array
+    counted: jax.Array  # the weights, but 0 for tokens of other devices
 
 
 class _Chunk(NamedTuple):
-    """The logits of some rows and what loss and gradient share of them."""
+    """The logits of some tokens against this device's rows: what loss and gradient share."""
 
-    columns: jax.Array  # (C, N) int32
-    exponentials: jax.Array  # (C, N), of the logits less their peak
-    total: jax.Array  # (C, 1), sum of the exponentials
+    columns: jax.Array  # (C, N) int32, rows of the whole table
+    exponentials: jax.Array  # (C, N), of the logits less their peak over all devices
+    total: jax.Array  # (C, 1), sum of the exponentials over all devices
     losses: jax.Array  # (C,), unweighted
 
 
-def _chunk(vectors: jax.Array, table: jax.Array, targets: jax.Array, smoothing: float) -> _Chunk:
+def _counts(columns: jax.Array, split: _Split) -> jax.Array:
+    return (columns > 0) & (columns < split.num_rows)
+
+
+def _chunk(vectors: jax.Array, table: jax.Array, targets: jax.Array, split: _Split) -> _Chunk:
     logits = jnp.dot(vectors, table.T, preferred_element_type=jnp.float32)
     columns = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    logits = jnp.where(columns == 0, -1e30, logits)
+    place = targets
+    if split.axis:
+        first = jax.lax.axis_index(split.axis) * table.shape[0]
+        columns, place = columns + first, targets - first
+    counts = _counts(columns, split)
+    logits = jnp.where(counts, logits, -1e30)
     peak = jnp.max(logits, axis=1, keepdims=True)
+    if split.axis:
+        peak = jax.lax.pmax(peak, split.axis)
     exponentials = jnp.exp(logits - peak)
-    total = jnp.sum(exponentials, axis=1, keepdims=True)
-    # Clipped, as a row of weight 0 may have any target and 0 times nan is no 0.
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=1, mode="clip")
+    sums = [jnp.sum(exponentials, axis=1, keepdims=True)]
+    # Clipped, as a token of weight 0 may have any target and 0 times nan is no 0.
+    picked = jnp.take_along_axis(logits, place[:, None], axis=1, mode="clip")
+    if split.axis:
+        here = (place >= 0) & (place < table.shape[0])
+        picked = jnp.where(here[:, None], picked, 0)
+    sums.append(picked)
+    if split.smoothing:
+        sums.append(jnp.sum(jnp.where(counts, logits, 0), axis=1, keepdims=True))
+    if split.axis:
+        sums = jax.lax.psum(sums, split.axis)
+    total, picked, *spread = sums
     log_total = jnp.log(total) + peak
     losses = log_total - picked
-    if smoothing:
-        mean = jnp.mean(logits[:, 1:], axis=1, keepdims=True)
-        losses = (1 - smoothing) * losses + smoothing * (log_total - mean)
+    if split.smoothing:
+        mean = spread[0] / (split.num_rows - 1)
+        losses = (1 - split.smoothing) * losses + split.smoothing * (log_total - mean)
     return _Chunk(columns, exponentials, total, losses[:, 0])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _loss(
-    vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
-) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _loss(vectors: jax.Array, table: jax.Array, tokens: _Tokens, split: _Split) -> jax.Array:
     def body(index: jax.Array, total: jax.Array) -> jax.Array:
-        losses = _chunk(vectors[index], table, targets[index], smoothing).losses
-        return total + jnp.sum(weights[index] * losses)
+        losses = _chunk(vectors[index], table, tokens.targets[index], split).losses
+        return total + jnp.sum(tokens.counted[index] * losses)
 
-    return jax.lax.fori_loop(0, _used(weights), body, jnp.float32(0))
+    return jax.lax.fori_loop(0, _used(tokens.weights), body, jnp.float32(0))
 
 
 def _used(weights: jax.Array) -> jax.Array:
-    """Returns how many chunks have a row that counts; they come first."""
+    """Returns how many chunks have a token that counts, on any device; they come first."""
     return jnp.sum(jnp.any(weights != 0, axis=1), dtype=jnp.int32)
 
 
 def _forward(
-    vectors: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float
+    vectors: jax.Array, table: jax.Array, tokens: _Tokens, split: _Split
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     def body(
         index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         total, vector_gradients, table_gradient = carry
-        v, t, w = vectors[index], targets[index], weights[index]
-        chunk = _chunk(v, table, t, smoothing)
-        gradient = chunk.exponentials * (w[:, None] / chunk.total)
-        gradient -= jnp.where(chunk.columns == t[:, None], (1 - smoothing) * w[:, None], 0)
-        if smoothing:
-            spread = smoothing / (table.shape[0] - 1)
-            gradient -= jnp.where(chunk.columns > 0, spread * w[:, None], 0)
+        v, t, w = vectors[index], tokens.targets[index], tokens.weights[index][:, None]
+        chunk = _chunk(v, table, t, split)
+        gradient = chunk.exponentials * (w / chunk.total)
+        gradient -= jnp.where(chunk.columns == t[:, None], (1 - split.smoothing) * w, 0)
+        if split.smoothing:
+            share = split.smoothing / (split.num_rows - 1)
+            gradient -= jnp.where(_counts(chunk.columns, split), share * w, 0)
         gradient = gradient.astype(v.dtype)
         vector_gradient = jnp.dot(gradient, table, preferred_element_type=jnp.float32)
         vector_gradients = vector_gradients.at[index].set(vector_gradient.astype(v.dtype))
         table_gradient += jnp.dot(gradient.T, v, preferred_element_type=jnp.float32)
-        return total + jnp.sum(w * chunk.losses), vector_gradients, table_gradient
+        total += jnp.sum(tokens.counted[index] * chunk.losses)
+        return total, vector_gradients, table_gradient
 
     start = (jnp.float32(0), jnp.zeros_like(vectors), jnp.zeros(table.shape, jnp.float32))
-    total, vector_gradients, table_gradient = jax.lax.fori_loop(0, _used(weights), body, start)
-    return total, (vector_gradients, table_gradient.astype(table.dtype))
+    total, *gradients = jax.lax.fori_loop(0, _used(tokens.weights), body, start)
+    return total, (gradients[0], gradients[1].astype(table.dtype))
 
 
 def _backward(
-    smoothing: float, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array, None, None]:
-    vector_gradient, table_gradient = gradients
-    scale = cotangent.astype(jnp.float32)
-    return (
-        (vector_gradient.astype(jnp.float32) * scale).astype(vector_gradient.dtype),
-        (table_gradient.astype(jnp.float32) * scale).astype(table_gradient.dtype),
-        None,
-        None,
-    )
+    split: _Split, gradients: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    def scaled(gradient: jax.Array) -> jax.Array:
+        return (gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype)
+
+    return scaled(gradients[0]), scaled(gradients[1]), None
 
 
 _loss.defvjp(_forward, _backward)

@@ -1,9 +1,16 @@
-"""The chunked cross entropy has the value and both gradients of the plain softmax."""
+"""The chunked cross entropy has the value and both gradients of the plain softmax.
+
+On one device and with the table split among several.
+"""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec.ops.cross_entropy import catalogue_cross_entropy
 
@@ -122,3 +129,134 @@ def test_the_gradient_scales_with_what_comes_back() -> None:
     once = jax.grad(catalogue_cross_entropy)(vectors, table, targets, weights)
     thrice = jax.grad(lambda v: 3 * catalogue_cross_entropy(v, table, targets, weights))(vectors)
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
+
+
+def test_a_table_of_bfloat16_serves_vectors_of_float32() -> None:
+    vectors, table, targets, weights = problem(40, 50, 8)
+    narrow = jnp.asarray(table, jnp.bfloat16)
+    loss = jax.value_and_grad(catalogue_cross_entropy, argnums=(0, 1))
+    value, gradients = loss(vectors, narrow, targets, weights)
+    expected = by_hand(vectors, np.asarray(narrow, np.float64), targets, weights, 0.0)
+    assert gradients[0].dtype == jnp.float32 and gradients[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], expected[1], rtol=1e-4, atol=2e-5)
+    error = np.abs(np.asarray(gradients[1], np.float64) - expected[2]).max()
+    assert error < 0.01 * np.abs(expected[2]).max()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_past_the_count_take_no_part(smoothing: float) -> None:
+    vectors, table, targets, weights = problem(9, 11, 4)
+    full = np.concatenate([table, np.full((3, 4), 9, np.float32)])
+    values, gradients = jax.value_and_grad(catalogue_cross_entropy, argnums=(0, 1))(
+        vectors, full, targets, weights, label_smoothing=smoothing, num_rows=11, chunk=4
+    )
+    expected = by_hand(vectors, table, targets, weights, smoothing)
+    np.testing.assert_allclose(values, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], expected[1], rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(gradients[1][:11], expected[2], rtol=1e-4, atol=2e-5)
+    assert not gradients[1][11:].any()
+
+
+def split_problem(blocks: int, rows: int, items: int, dim: int) -> tuple[np.ndarray, ...]:
+    """Arrays with a leading axis of devices, the table filled up to equal blocks."""
+    vectors, table, targets, weights = problem(blocks * rows, items, dim)
+    table = np.concatenate([table, np.full((-items % blocks, dim), 5, np.float32)])
+    weights[-rows:] = 0  # the last device has nothing that counts
+    tokens = (x.reshape(blocks, rows, *x.shape[1:]) for x in (vectors, targets, weights))
+    vectors, targets, weights = tokens
+    return vectors, table.reshape(blocks, -1, dim), targets, weights
+
+
+def on_devices(how: str, blocks: int, loss: Any) -> Any:
+    """Runs a function of one device's arrays on each device; what goes in and out has its axis."""
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    if how == "pmap":
+        return jax.pmap(gradient, axis_name="model", devices=jax.devices()[:blocks])
+    spec = PartitionSpec("model")
+    axis: Any = "model"
+    mesh = Mesh(np.array(jax.devices()[:blocks]), ("model",))
+    if how == "two axes":
+        mesh = Mesh(np.array(jax.devices()[:blocks]).reshape(2, -1), ("data", "model"))
+        axis = ("data", "model")
+        spec = PartitionSpec(axis)
+
+    def each(*arrays: jax.Array) -> Any:
+        return jax.tree.map(lambda x: x[None], gradient(*(x[0] for x in arrays)))
+
+    mapped = jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(mapped)
+
+
+@pytest.mark.parametrize(
+    ("how", "blocks", "smoothing"),
+    [
+        ("shard_map", 2, 0.0),
+        ("shard_map", 4, 0.1),
+        ("shard_map", 8, 0.0),
+        ("pmap", 2, 0.1),
+        ("pmap", 8, 0.0),
+        ("two axes", 8, 0.1),
+    ],
+)
+def test_a_split_table_gives_the_loss_and_gradients_of_a_whole_one(
+    how: str, blocks: int, smoothing: float
+) -> None:
+    # 13 items in 8 blocks of 2: the last block has padding alone.
+    arrays = split_problem(blocks, 6, 13, 5)
+    axis = ("data", "model") if how == "two axes" else "model"
+    split = functools.partial(
+        catalogue_cross_entropy, label_smoothing=smoothing, num_rows=13, chunk=7, axis=axis
+    )
+    values, (vector_gradients, table_gradient) = on_devices(how, blocks, split)(*arrays)
+    vectors, table, targets, weights = (x.reshape(-1, *x.shape[2:]) for x in arrays)
+    whole = functools.partial(catalogue_cross_entropy, label_smoothing=smoothing)
+    own = [whole(v, table[:13], t, w) for v, t, w in zip(arrays[0], *arrays[2:], strict=True)]
+    np.testing.assert_allclose(values, own, rtol=1e-5, atol=1e-5)
+    expected = jax.grad(whole, argnums=(0, 1))(vectors, table[:13], targets, weights)
+    np.testing.assert_allclose(
+        vector_gradients.reshape(vectors.shape), expected[0], rtol=1e-5, atol=1e-5
+    )
+    gradient = np.asarray(table_gradient).reshape(table.shape)
+    np.testing.assert_allclose(gradient[:13], expected[1], rtol=1e-5, atol=1e-5)
+    assert not gradient[13:].any()
+
+
+@pytest.mark.parametrize("how", ["shard_map", "pmap"])
+def test_a_split_table_without_tokens_that_count_gives_zero(how: str) -> None:
+    vectors, table, targets, weights = split_problem(4, 6, 13, 5)
+    loss = functools.partial(catalogue_cross_entropy, num_rows=13, axis="model")
+    value, gradients = on_devices(how, 4, loss)(vectors, table, targets - 9, 0 * weights)
+    assert not value.any() and not gradients[0].any() and not gradients[1].any()
+
+
+def test_a_split_table_of_bfloat16_is_close_and_keeps_its_dtype() -> None:
+    vectors, table, targets, weights = split_problem(8, 8, 45, 8)
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in (vectors, table)]
+    loss = functools.partial(catalogue_cross_entropy, num_rows=45, axis="model")
+    value, gradients = on_devices("shard_map", 8, loss)(*narrow, targets, weights)
+    wide = [np.asarray(x, np.float64).reshape(-1, 8) for x in narrow]
+    expected = by_hand(wide[0], wide[1][:45], targets.ravel(), weights.ravel(), 0.0)
+    np.testing.assert_allclose(value.sum(), expected[0], rtol=1e-4)
+    for gradient, wanted in zip(gradients, expected[1:], strict=True):
+        assert gradient.dtype == jnp.bfloat16
+        found = np.asarray(gradient, np.float64).reshape(-1, 8)[: len(wanted)]
+        assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
+
+
+def test_the_gradient_of_the_sum_over_devices_is_that_of_the_whole_loss() -> None:
+    arrays = split_problem(4, 6, 13, 5)
+    mesh, spec = Mesh(np.array(jax.devices()[:4]), ("model",)), PartitionSpec("model")
+
+    def each(*arrays: jax.Array) -> jax.Array:
+        own = catalogue_cross_entropy(*(x[0] for x in arrays), num_rows=13, axis="model")
+        return jax.lax.psum(own, "model")
+
+    loss = jax.shard_map(each, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(*arrays)
+    vectors, table, targets, weights = (x.reshape(-1, *x.shape[2:]) for x in arrays)
+    expected = jax.grad(catalogue_cross_entropy, argnums=(0, 1))(
+        vectors, table[:13], targets, weights
+    )
+    np.testing.assert_allclose(gradients[0].reshape(-1, 5), expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradients[1].reshape(-1, 5)[:13], expected[1], rtol=1e-5, atol=1e-5)
