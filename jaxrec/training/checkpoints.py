@@ -13,6 +13,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxrec.typing import UserError
 
+SKIP: Any = ocp.PLACEHOLDER  # in place of an array that `Checkpoints.restore` should leave out
+
 
 class KeepLastAndBest(checkpoint_managers.PreservationPolicy):
     """Keeps the newest `keep_last` checkpoints and the one of step `best`."""
@@ -45,7 +47,7 @@ class Checkpoints:
                     create=not read_only,
                 ),
                 item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
+                    "state": ocp.PyTreeCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler(),
                 },
             )
@@ -67,7 +69,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
                 ),
             )
 
@@ -82,30 +84,35 @@ class Checkpoints:
             args = ocp.args.Composite(meta=ocp.args.JsonRestore())
             return dict(self._manager.restore(step, args=args)["meta"])
 
-    def restore(self, step: int, like: Any) -> Any:
-        """Returns the state of a step, in the structure, shapes and shardings of `like`."""
+    def restore(self, step: int, like: Any = None) -> Any:
+        """Returns the state of a step in the structure, shapes, dtypes and shardings of `like`.
 
-        def abstract(leaf: Any) -> Any:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        Whatever mesh wrote it: rows at the end of a table that only make parts equal are cut off,
+        or added with zeros.
 
-        with self._damage(step):
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(abstract, like)))
-            return self._manager.restore(step, args=args)["state"]
-
-    def restore_raw(self, step: int) -> Any:
-        """Returns the state of a step as nested dicts, without knowing its structure.
-
-        Arrays lie on one device of this process, whatever devices wrote them.
+        Args:
+          like: a tree of arrays or of `jax.ShapeDtypeStruct`. Those without a sharding come to one
+            device of this process, and `SKIP` leaves an array out. None takes the state as it was
+            written, as nested dicts.
         """
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-        def abstract(leaf: Any) -> Any:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        def wanted(leaf: Any) -> Any:
+            if leaf is SKIP:
+                return ocp.RestoreArgs()
+            return ocp.ArrayRestoreArgs(
+                sharding=getattr(leaf, "sharding", None) or here,
+                global_shape=leaf.shape,
+                dtype=leaf.dtype,
+                strict=False,
+            )
 
         with self._damage(step):
-            described = self._manager.item_metadata(step)["state"]
-            like = jax.tree.map(abstract, described.tree)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            if like is None:
+                like = self._manager.item_metadata(step)["state"].tree
+                like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+            restore = ocp.args.PyTreeRestore(like, restore_args=jax.tree.map(wanted, like))
+            args = ocp.args.Composite(state=restore)
             return self._manager.restore(step, args=args)["state"]
 
     def close(self) -> None:

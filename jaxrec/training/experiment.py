@@ -20,8 +20,9 @@ from jaxrec.evaluation import (
 )
 from jaxrec.functional import Functional, functional
 from jaxrec.sharding import mesh_of
-from jaxrec.training.checkpoints import Checkpoints
+from jaxrec.training.checkpoints import SKIP, Checkpoints
 from jaxrec.training.config import ExperimentConfig
+from jaxrec.training.step import TrainState, abstract_state
 from jaxrec.typing import Array, Batch, Params, UserError
 
 
@@ -211,8 +212,19 @@ def load_trained(
         elif step not in steps:
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
         check_same(checkpoints.meta(step), experiment, resume=False)
-        state = checkpoints.restore_raw(step)
-    return experiment, state["average"] or state["params"], step
+        state = checkpoints.restore(step, _parameters_alone(experiment.config, experiment.model))
+    return experiment, state.average or state.params, step
+
+
+def _parameters_alone(config: ExperimentConfig, model: Functional) -> TrainState:
+    """Returns the shapes of what a trained model is used with: no optimiser slots, and parameters
+    only where there is no average of them."""
+    average = config.training.average > 0
+    shapes = abstract_state(model, config.optimizer.build(10**9), average=average)
+    skipped = ["optimizer", "params"] if average else ["optimizer"]
+    return dataclasses.replace(
+        shapes, **{name: jax.tree.map(lambda x: SKIP, getattr(shapes, name)) for name in skipped}
+    )
 
 
 def _at(tree: Any, path: str) -> Any:

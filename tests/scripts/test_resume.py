@@ -24,7 +24,7 @@ AVERAGED = ("--config.training.average=0.9", *BUSY)
 
 def state_of(workdir: Path, step: int | None = None) -> dict[str, Any]:
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        return dict(checkpoints.restore_raw(step or checkpoints.steps()[-1]))
+        return dict(checkpoints.restore(step or checkpoints.steps()[-1]))
 
 
 def told(workdir: Path) -> list[dict[str, float]]:

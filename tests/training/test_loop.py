@@ -64,7 +64,7 @@ def test_a_poisoned_batch_stops_at_its_step_and_keeps_the_last_good_checkpoint(
         train(config, poisoned, tmp_path, quiet=True)
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps()[-1] == 10
-        leaves = jax.tree.leaves(checkpoints.restore_raw(10))
+        leaves = jax.tree.leaves(checkpoints.restore(10))
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     assert not (tmp_path / "result.json").exists()
 

@@ -62,7 +62,7 @@ CASES = {
     "clipped": Case(PAIRS, FACTORS, BPR(), CLIPPED),
     "adam": Case(PAIRS, FACTORS, BPR(), ADAM),
     "full": Case(SEQUENCES, SASREC, FullSoftmax()),
-    "smoothed": Case(SEQUENCES, SASREC, FullSoftmax(label_smoothing=0.1), ADAM),
+    "smoothed": Case(SEQUENCES, SASREC, FullSoftmax(label_smoothing=0.1)),
 }
 
 
