@@ -3,6 +3,7 @@
 from jaxrec.training.config import ExperimentConfig, TrainingConfig
 from jaxrec.training.experiment import Experiment, load_trained
 from jaxrec.training.loop import train
+from jaxrec.training.processes import is_first, join, leave
 from jaxrec.training.step import (
     StepMetrics,
     TrainState,
@@ -18,6 +19,9 @@ __all__ = [
     "TrainState",
     "TrainingConfig",
     "init_state",
+    "is_first",
+    "join",
+    "leave",
     "load_trained",
     "make_replica_step",
     "make_step",

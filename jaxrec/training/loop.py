@@ -22,7 +22,7 @@ from jaxrec.training.experiment import Experiment, check_same, describe_checkpoi
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.planning import make_plan
 from jaxrec.training.prefetch import prefetch
-from jaxrec.training.processes import Stop, is_first, stop_on_sigterm
+from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
 from jaxrec.training.step import (
     Step,
     StepMetrics,
@@ -90,7 +90,7 @@ def train(
       Stopped: after SIGTERM, once the state is saved.
     """
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    with _Run(Experiment.of(config, dataset), Path(workdir), quiet=quiet) as run:
+    with together(), _Run(Experiment.of(config, dataset), Path(workdir), quiet=quiet) as run:
         if is_first() and not isinstance(data, Dataset):
             where = {"data": str(Path(data).absolute())}
             configs.write_whole(run.workdir / "run.json", json.dumps(where) + "\n")

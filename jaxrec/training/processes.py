@@ -1,7 +1,9 @@
 """Several processes as one run: how they meet, who speaks, and when all of them stop."""
 
 import contextlib
+import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -12,7 +14,7 @@ from jaxrec.training.signals import sigterm
 from jaxrec.typing import UserError
 
 _HEARTBEAT_S = 20
-_MEET_S = 50
+_MEET_S = 45
 
 
 def join(
@@ -30,8 +32,8 @@ def join(
       process_id: which of them this is, from 0.
 
     Raises:
-      UserError: when the arguments do not fit together, no cluster is found, or the others do not
-        come within a minute.
+      UserError: when the arguments do not fit together or no cluster is found. When the others do
+        not come within a minute, the process says so and ends with exit code 1.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given) and any(value is None for value in given):
@@ -46,12 +48,17 @@ def join(
             f"--process_id={process_id} must be from 0 to {num_processes - 1}, as there are "
             f"--num_processes={num_processes}."
         )
+    # JAX aborts with a stack trace when its own limit is reached, so there is an earlier one.
+    where = coordinator or "the coordinator"
+    impatience = threading.Timer(_MEET_S, _give_up, [where])
+    impatience.daemon = True
+    impatience.start()
     try:
         jax.distributed.initialize(
             coordinator_address=coordinator,
             num_processes=num_processes,
             process_id=process_id,
-            initialization_timeout=_MEET_S,
+            initialization_timeout=2 * _MEET_S,
             heartbeat_timeout_seconds=_HEARTBEAT_S,
             shutdown_timeout_seconds=_HEARTBEAT_S,
         )
@@ -62,10 +69,48 @@ def join(
         ) from None
     except RuntimeError as error:
         raise UserError(
-            f"the processes did not meet at {coordinator or 'the coordinator'} within {_MEET_S} s "
-            f"({str(error).splitlines()[0][:200]}). Start all of them, with the same --coordinator "
-            "and --num_processes, and see that process 0 can be reached."
+            f"this process could not join the others at {where} "
+            f"({str(error).splitlines()[0][:200]}). Call it before any computation, once."
         ) from None
+    finally:
+        impatience.cancel()
+
+
+def _give_up(where: str) -> None:
+    print(
+        f"error: the processes did not meet at {where} within {_MEET_S} s. Start all of them, with "
+        "the same --coordinator and --num_processes and each with its own --process_id, and see "
+        "that process 0 runs and can be reached.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Turns what is raised when another process has gone into one sentence."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise UserError(
+            f"another process of the run has gone, or cannot be reached any more "
+            f"({str(error).splitlines()[0][:150]}). Look at its output, then start all processes "
+            "again: they go on from the last whole checkpoint."
+        ) from None
+
+
+def leave(error: Exception) -> None:
+    """Says the error and ends this process when it is one of several: they would wait for it.
+
+    The others learn of it within half a minute, and end in the same way.
+    """
+    if jax.process_count() > 1:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def is_first() -> bool:
