@@ -1,9 +1,9 @@
 """Memory and time of the full softmax, forward and backward: a plain loss against jaxrec's.
 
 Each case runs in processes of its own, taken in turns, and prints one JSON object: median seconds,
-the temporary memory of the compiled program, and by how much the process grew while it ran. jaxrec's
-line also has its shares of the plain one. The plain loss is what one writes first: a matrix of
-logits, logsumexp, autodiff.
+the temporary memory of the compiled program, and by how much the process grew while it ran. The
+line of jaxrec also has its shares of the plain one. The plain loss is what one writes first: a
+matrix of logits, logsumexp, autodiff.
 
   python benchmarks/full_softmax.py --tokens=4096 --items=200000 --dim=64
   python benchmarks/full_softmax.py --cases=jaxrec --chunk=64 --dtype=bfloat16
@@ -63,6 +63,8 @@ def _measure(case: str) -> dict[str, Any]:
     )
     loss = {"plain": _plain, "jaxrec": _jaxrec}[case]
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*inputs).compile()
+    memory = program.memory_analysis()
+    assert memory is not None, "the compiler of this backend tells no sizes"
     before, times = _resident_mib(), []
     value, gradients = jax.block_until_ready(program(*inputs))
     for _ in range(_REPEATS.value):
@@ -73,7 +75,7 @@ def _measure(case: str) -> dict[str, Any]:
     kept = 2 * sum(gradient.nbytes for gradient in gradients) / 2**20
     return {
         "seconds": statistics.median(times),
-        "temp_mib": program.memory_analysis().temp_size_in_bytes / 2**20,
+        "temp_mib": memory.temp_size_in_bytes / 2**20,
         "growth_mib": peak_mib() - before - kept,
         "loss": float(value),
         "gradient_norm": float(jnp.linalg.norm(gradients[1].astype(jnp.float32))),

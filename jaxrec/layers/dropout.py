@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from jaxrec.ops.hash import hash_bits
 from jaxrec.ops.keys import RowKey
 from jaxrec.typing import Array
 
@@ -56,13 +57,5 @@ _dropout.defvjp(_forward, _backward)
 
 
 def _kept(shape: tuple[int, ...], words: Array, rate: float) -> jax.Array:
-    index = jnp.broadcast_to(words[2], shape)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        index += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-        stride *= shape[axis]
-    # The 32-bit finaliser of MurmurHash3, with the second word in the middle of it.
-    bits = (index ^ words[0]) * jnp.uint32(0x85EBCA6B)
-    bits = ((bits ^ (bits >> 13)) + words[1]) * jnp.uint32(0xC2B2AE35)
-    bits ^= bits >> 16
+    bits = hash_bits(shape, words, first=words[2])
     return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))

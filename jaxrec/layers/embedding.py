@@ -29,6 +29,13 @@ class Embedding(nnx.Module):
         self.table = Table(std * jax.random.normal(rngs.params(), (num_rows + 1, dim)))
 
     def __call__(self, ids: Array | None = None) -> jax.Array:
-        """Returns vectors of shape ids.shape + (dim,), or the whole table without ids."""
+        """Returns vectors of shape ids.shape + (dim,), or the whole table without ids.
+
+        Those of a bfloat16 table are widened to float32, so that the gradients of an id that comes
+        many times add up in float32.
+        """
         table = self.table[...]
+        if table.dtype == jnp.bfloat16:
+            # Before the lookup, for the gradient's sake. Compiled, it widens the rows asked for.
+            table = table.astype(jnp.float32)
         return table if ids is None else jnp.take(table, ids, axis=0, mode="clip")

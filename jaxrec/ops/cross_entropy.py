@@ -50,27 +50,28 @@ def catalogue_cross_entropy(
         blocks, take no part. By default all.
       axis: the axis, or axes, that the table is split over.
     """
-    vectors, targets = jnp.asarray(vectors), jnp.asarray(targets, jnp.int32)
-    table, weights = jnp.asarray(table).astype(vectors.dtype), jnp.asarray(weights, jnp.float32)
-    count = num_rows or table.shape[0] * (jax.lax.axis_size(axis) if axis else 1)
-    counted = weights
+    rows = jnp.asarray(table).astype(vectors.dtype)
+    count = num_rows or rows.shape[0] * (jax.lax.axis_size(axis) if axis else 1)
+    every = (
+        jnp.asarray(vectors),
+        jnp.asarray(targets, jnp.int32),
+        jnp.asarray(weights, jnp.float32),
+    )
+    counted = every[2]
     if axis:
+        first = jax.lax.axis_index(axis) * len(counted)
         # The transpose of this gathering adds up what the blocks give to the vectors' gradients.
-        first = jax.lax.axis_index(axis) * len(weights)
-        vectors, targets, weights = jax.lax.all_gather(
-            (vectors, targets, weights), axis, tiled=True
-        )
-        counted = jax.lax.dynamic_update_slice(jnp.zeros_like(weights), counted, (first,))
-    order = jnp.argsort(weights == 0, stable=True)
-    chunk = min(chunk or _fit(table.shape[0]), len(weights))
+        every = jax.lax.all_gather(every, axis, tiled=True)
+        counted = jax.lax.dynamic_update_slice(jnp.zeros_like(every[2]), counted, (first,))
+    order = jnp.argsort(every[2] == 0, stable=True)
+    size = min(chunk or _fit(rows.shape[0]), len(order))
 
     def chunks(x: jax.Array) -> jax.Array:
-        padded = jnp.pad(x[order], [(0, -len(x) % chunk), *[(0, 0)] * (x.ndim - 1)])
-        return padded.reshape(-1, chunk, *x.shape[1:])
+        padded = jnp.pad(x[order], [(0, -len(x) % size), *[(0, 0)] * (x.ndim - 1)])
+        return padded.reshape(-1, size, *x.shape[1:])
 
-    split = _Split(label_smoothing, count, axis)
-    tokens = _Tokens(chunks(targets), chunks(weights), chunks(counted))
-    return _loss(chunks(vectors), table, tokens, split)
+    tokens = _Tokens(chunks(every[1]), chunks(every[2]), chunks(counted))
+    return _loss(chunks(every[0]), rows, tokens, _Split(label_smoothing, count, axis))
 
 
 def _fit(num_rows: int) -> int:

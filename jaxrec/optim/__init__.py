@@ -1,6 +1,17 @@
-"""Optimisers: a typed config of Optax transforms, and updates of touched rows only."""
+"""Optimisers: a typed config of Optax transforms, touched rows, parameters of bfloat16."""
 
 from jaxrec.optim.config import OptimizerConfig
+from jaxrec.optim.rounding import apply_updates, stochastic_round, with_float32_slots
+from jaxrec.optim.rowwise import scale_by_rowwise_rss
 from jaxrec.optim.touched import Touched, put_touched, take_touched
 
-__all__ = ["OptimizerConfig", "Touched", "put_touched", "take_touched"]
+__all__ = [
+    "OptimizerConfig",
+    "Touched",
+    "apply_updates",
+    "put_touched",
+    "scale_by_rowwise_rss",
+    "stochastic_round",
+    "take_touched",
+    "with_float32_slots",
+]

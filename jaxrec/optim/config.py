@@ -7,6 +7,7 @@ import jax
 import optax
 
 from jaxrec.optim.clipping import clip_by_global_norm
+from jaxrec.optim.rowwise import scale_by_rowwise_rss
 from jaxrec.typing import Params, UserError
 
 
@@ -15,21 +16,21 @@ class OptimizerConfig:
     """An Optax optimiser with schedule, clipping and weight decay.
 
     Attributes:
-      name: the Optax optimiser.
+      name: the Optax optimiser; "rowwise_adagrad" keeps one accumulator for a row of a table.
       learning_rate: peak learning rate.
       warmup_steps: steps of linear warm-up from 0.
       decay: "constant" after warm-up, or "cosine" down to `final_fraction` at the last step.
       final_fraction: what is left of the learning rate at the end of a cosine, in [0, 1].
       b1, b2, eps: moments and epsilon of adam and lion (lion has no epsilon).
       momentum: of sgd.
-      initial_accumulator: of adagrad.
+      initial_accumulator: of both Adagrads.
       weight_decay: decoupled decay of matrices; vectors (biases, norms) never decay.
       decay_tables: whether embedding tables decay as well. In a touched-rows step a row decays
         only when a batch touches it.
       clip_norm: largest global norm of a gradient; 0 does not clip.
     """
 
-    name: Literal["adam", "adagrad", "sgd", "lion"] = "adam"
+    name: Literal["adam", "adagrad", "rowwise_adagrad", "sgd", "lion"] = "adam"
     learning_rate: float = 1e-3
     warmup_steps: int = 0
     decay: Literal["constant", "cosine"] = "constant"
@@ -79,6 +80,8 @@ class OptimizerConfig:
                 parts.append(optax.scale_by_adam(self.b1, self.b2, self.eps))
             case "adagrad":
                 parts.append(optax.scale_by_rss(self.initial_accumulator, self.eps))
+            case "rowwise_adagrad":
+                parts.append(scale_by_rowwise_rss(self.initial_accumulator, self.eps))
             case "sgd":
                 parts.append(optax.trace(self.momentum) if self.momentum else optax.identity())
             case "lion":

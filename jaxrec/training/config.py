@@ -1,7 +1,7 @@
 """The config of an experiment: everything that decides what a run does."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import EvaluationConfig
@@ -30,6 +30,8 @@ class TrainingConfig:
         allows for every id of a batch. Smaller saves memory, and too small stops the run.
       average: decay of a running average of the parameters, which is what is evaluated and used
         when above 0; in [0, 1). Wants the dense step.
+      table_dtype: of embedding tables. With "bfloat16" they take half the memory, and updates are
+        added in float32 and rounded up or down at random, so that small ones are not lost.
     """
 
     steps: int = 0
@@ -45,6 +47,7 @@ class TrainingConfig:
     patience: int = 0
     capacity: int = 0
     average: float = 0.0
+    table_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "evaluate_epochs", "keep_last"):

@@ -153,7 +153,7 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
     if resume:
         # What may change between two halves of a run: its length, its rhythm, its measurement.
         parts += ["data", "objective", "optimizer", "training.seed", "training.batch_size"]
-        parts += ["training.average", "training.accumulate"]
+        parts += ["training.average", "training.accumulate", "training.table_dtype"]
     for part in parts:
         old, new = _at(saved["config"], part), _at(here["config"], part)
         for path, was, now in _differences(part, old, new):
@@ -220,7 +220,12 @@ def _parameters_alone(config: ExperimentConfig, model: Functional) -> TrainState
     """Returns the shapes of what a trained model is used with: no optimiser slots, and parameters
     only where there is no average of them."""
     average = config.training.average > 0
-    shapes = abstract_state(model, config.optimizer.build(10**9), average=average)
+    shapes = abstract_state(
+        model,
+        config.optimizer.build(10**9),
+        average=average,
+        table_dtype=config.training.table_dtype,
+    )
     skipped = ["optimizer", "params"] if average else ["optimizer"]
     return dataclasses.replace(
         shapes, **{name: jax.tree.map(lambda x: SKIP, getattr(shapes, name)) for name in skipped}

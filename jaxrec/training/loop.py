@@ -130,7 +130,8 @@ class _Run:
         """Plans where everything goes, says so, and makes it."""
         config, model = self.experiment.config, self.experiment.model
         optimizer, average = config.optimizer.build(self.total), self.config.average
-        shapes = abstract_state(model, optimizer, average=average > 0)
+        kept: dict[str, Any] = {"average": average > 0, "table_dtype": self.config.table_dtype}
+        shapes = abstract_state(model, optimizer, **kept)
         catalogue = self.experiment.catalogue if config.objective.whole_catalogue else ()
         plan = make_plan(shapes, config.mesh, self.mesh, catalogue=catalogue)
         if not self.quiet:
@@ -146,7 +147,7 @@ class _Run:
             capacity=self.config.capacity,
             **where,
         )
-        return init_state(model, optimizer, self.config.seed, average=average > 0, **where), step
+        return init_state(model, optimizer, self.config.seed, **kept, **where), step
 
     def __enter__(self) -> "_Run":
         with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxrec.functional import Functional
 from jaxrec.objectives import ALONE, Objective, Replica
 from jaxrec.ops.keys import RowKey
-from jaxrec.optim import put_touched, take_touched
+from jaxrec.optim import apply_updates, put_touched, take_touched, with_float32_slots
 from jaxrec.sharding import AXIS_RULES, Layout, shardings, table_of
 from jaxrec.training.tables import (
     Lookup,
@@ -79,6 +79,7 @@ def init_state(
     seed: int,
     *,
     average: bool = False,
+    table_dtype: str = "float32",
     mesh: Mesh | None = None,
     layout: Layout | None = None,
 ) -> TrainState:
@@ -87,8 +88,16 @@ def init_state(
     With a mesh they are born where they belong: no device holds more than its part. Tables that
     are split get rows of zeros at their end, so that all parts are equal; nothing looks at them.
     The values do not depend on the mesh.
+
+    Args:
+      model: the model as pure functions.
+      optimizer: any Optax transform.
+      seed: of the parameters.
+      average: whether a running average is kept.
+      table_dtype: of embedding tables; their optimiser slots are float32 in any case.
+      mesh, layout: where everything goes; see `jaxrec.training.planning`.
     """
-    init = _initializer(model, optimizer, average, mesh, layout or Layout())
+    init = _initializer(model, optimizer, average, table_dtype, mesh, layout or Layout())
     if mesh is None:
         return jax.jit(init)(jax.random.key(seed))
     born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout or Layout())
@@ -100,11 +109,10 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     *,
     average: bool = False,
-    mesh: Mesh | None = None,
-    layout: Layout | None = None,
+    table_dtype: str = "float32",
 ) -> TrainState:
-    """Returns the shapes and dtypes of `init_state`; nothing is allocated."""
-    init = _initializer(model, optimizer, average, mesh, layout or Layout())
+    """Returns the shapes and dtypes of `init_state` on one device; nothing is allocated."""
+    init = _initializer(model, optimizer, average, table_dtype, None, Layout())
     return jax.eval_shape(init, jax.random.key(0))
 
 
@@ -112,25 +120,35 @@ def _initializer(
     model: Functional,
     optimizer: optax.GradientTransformation,
     average: bool,
+    table_dtype: str,
     mesh: Mesh | None,
     layout: Layout,
 ) -> Callable[[jax.Array], TrainState]:
     parts = mesh.shape[layout.table_axis] if mesh is not None and layout.table_axis else 1
 
-    def pad(path: Any, leaf: jax.Array) -> jax.Array:
+    def place(path: Any, leaf: jax.Array) -> jax.Array:
         name = table_of(path)
-        if name is None or layout.placement(name) != "row":
+        if name is None:
             return leaf
-        return jnp.pad(leaf, ((0, -leaf.shape[0] % parts), (0, 0)))
+        missing = -leaf.shape[0] % parts if layout.placement(name) == "row" else 0
+        return jnp.pad(leaf, ((0, missing), (0, 0))).astype(table_dtype)
 
     def init(key: jax.Array) -> TrainState:
-        params = jax.tree_util.tree_map_with_path(pad, model.init(key))
-        copy = jax.tree.map(jnp.copy, params) if average else {}
+        params = jax.tree_util.tree_map_with_path(place, model.init(key))
+        copy = jax.tree.map(_copy, params) if average else {}
         return TrainState(
-            step=jnp.int32(0), params=params, optimizer=optimizer.init(params), average=copy
+            step=jnp.int32(0),
+            params=params,
+            optimizer=with_float32_slots(optimizer).init(params),
+            average=copy,
         )
 
     return init
+
+
+def _copy(param: jax.Array) -> jax.Array:
+    """Returns the start of a running average; bfloat16 could not move in small steps."""
+    return param.astype(jnp.float32) if param.dtype == jnp.bfloat16 else jnp.copy(param)
 
 
 @jax.jit
@@ -209,13 +227,13 @@ def make_replica_step(
       layout: the axes that the step runs under. Each device gets its own rows of the batch, and its
         blocks of tables where they are split.
     """
-    update_with_norm = optax.with_extra_args_support(optimizer).update
+    update_with_norm = with_float32_slots(optimizer).update
     whole = objective.whole_catalogue
 
     def update(
         state: TrainState,
         *,
-        parts: tuple[Batch, RowKey],
+        parts: tuple[Batch, RowKey, jax.Array],
         wanted: dict[str, Wanted],
         shares: bool,
     ) -> tuple[TrainState, jax.Array, jax.Array]:
@@ -246,7 +264,10 @@ def make_replica_step(
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         norm = global_norm(grads, layout)
         updates, slots = update_with_norm(grads, slots, params, global_norm=norm)
-        params = put_touched(state.params, optax.apply_updates(params, updates), touched)
+        # Devices with the same parameters must round them in the same way, others need not.
+        block = lax.axis_index(layout.table_axis) if layout.table_axis else jnp.int32(0)
+        rounding = jax.random.fold_in(parts[2], block)
+        params = put_touched(state.params, apply_updates(params, updates, rounding), touched)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -256,13 +277,13 @@ def make_replica_step(
         return new_state, total * scale, weight
 
     def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), 3)
         parts, draw_keys, loss_keys = _split(batch, accumulate, keys, layout)
         parts = jax.vmap(objective.draw, in_axes=(0, None, 0))(parts, statistics, draw_keys)
         tables = model.bind(state.params).tables
         wanted = wanted_rows(parts, state.params, tables, layout, capacity, whole=whole)
         slow = _uneven(wanted, layout)
-        run = functools.partial(update, parts=(parts, loss_keys), wanted=wanted)
+        run = functools.partial(update, parts=(parts, loss_keys, keys[2]), wanted=wanted)
         if slow is None:
             new_state, loss, weight = run(state, shares=True)
             slow = jnp.bool_(False)
@@ -338,7 +359,11 @@ def _averaged(state: TrainState, params: Params, average: float) -> Params:
     # Early on the average follows the parameters, as nothing older is worth keeping.
     done = state.step.astype(jnp.float32)
     keep = jnp.minimum(average, (done + 1) / (done + 10))
-    return jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), state.average, params)
+
+    def follow(average: jax.Array, param: jax.Array) -> jax.Array:
+        return average + (1 - keep) * (param.astype(average.dtype) - average)
+
+    return jax.tree.map(follow, state.average, params)
 
 
 def _split(

@@ -1,5 +1,8 @@
 """Self-attention against a loop in NumPy, and who sees whom."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from jaxrec.functional import Functional, functional
 from jaxrec.layers import SelfAttention, causal_mask, rotary
+from jaxrec.layers.attention import attend, attend_fused, has_fused_kernel
 from jaxrec.typing import Params, UserError
 
 SEGMENTS = np.array([[0, 0, 1, 1, 1, 2, 2], [1, 1, 2, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0, 0]], np.int32)
@@ -143,3 +147,45 @@ def test_widths_that_do_not_fit_are_refused() -> None:
         build(10, 4)
     with pytest.raises(UserError, match="even number of features"):
         rotary(jnp.ones((1, 1, 1, 3)), jnp.zeros((1, 1), jnp.int32))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_fused_way_gives_the_values_and_gradients_of_the_other(dtype: Any) -> None:
+    q, k, v = (jnp.asarray(normal(seed, 3, 7, 2, 8), dtype) for seed in range(3))
+    mask = causal_mask(jnp.asarray(SEGMENTS))
+
+    def run(way: Any, **options: Any) -> tuple[jax.Array, Any]:
+        def total(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out = way(q, k, v, mask, **options)
+            return jnp.sum(jnp.sin(out.astype(jnp.float32))), out
+
+        gradients, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        return out, gradients
+
+    # jax.nn.dot_product_attention mixes dtypes in its own code.
+    with jax.numpy_dtype_promotion("standard"):
+        found = run(attend_fused, implementation="xla")
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.03
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(run(attend)), strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(
+            a.astype(jnp.float32), b.astype(jnp.float32), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_the_fused_kernel_is_used_where_cudnn_has_it() -> None:
+    def device(platform: str, version: str, capability: str) -> Any:
+        client = SimpleNamespace(platform_version=version)
+        return SimpleNamespace(platform=platform, client=client, compute_capability=capability)
+
+    def q(length: int, features: int, dtype: Any = jnp.bfloat16) -> Any:
+        return jax.ShapeDtypeStruct((2, length, 4, features), dtype)
+
+    hopper = device("gpu", "PJRT C API cuda 12090", "9.0")
+    assert has_fused_kernel(q(50, 32), hopper)
+    assert has_fused_kernel(q(50, 128, jnp.float16), hopper)
+    for refused in (q(51, 32), q(50, 36), q(50, 136), q(50, 32, jnp.float32)):
+        assert not has_fused_kernel(refused, hopper)
+    for other in (("gpu", "cuda 12090", "7.5"), ("gpu", "rocm 60000", ""), ("cpu", "", "")):
+        assert not has_fused_kernel(q(50, 32), device(*other))
+    assert not has_fused_kernel(q(50, 32), jax.devices()[0])

@@ -43,3 +43,26 @@ def test_filters_find_the_table() -> None:
 def test_a_table_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="num_rows=0"):
         Embedding(0, 2, std=1.0, rngs=nnx.Rngs(0))
+
+
+def test_a_bfloat16_table_gives_float32_vectors_and_adds_gradients_in_float32() -> None:
+    model = functional(lambda rngs: Embedding(3, 2, std=1.0, rngs=rngs))
+    table = jnp.asarray(model.init(jax.random.key(0))["table"], jnp.bfloat16)
+    ids = jnp.array([1] + [3] * 1000)
+    out = model.apply({"table": table}, ids)
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out[0], np.asarray(table, np.float32)[1])
+    gradient = jax.grad(lambda p: model.apply(p, ids).sum())({"table": table})["table"]
+    assert gradient.dtype == jnp.bfloat16
+    # Ones added one by one in bfloat16 stop at 256.
+    np.testing.assert_array_equal(gradient[1:, 0].astype(jnp.float32), [1, 0, 1000])
+
+
+def test_looking_up_in_a_bfloat16_table_widens_no_more_than_the_rows() -> None:
+    jax.config.update("jax_disable_most_optimizations", False)
+    model = functional(lambda rngs: Embedding(99_999, 16, std=1.0, rngs=rngs))
+    table = jax.ShapeDtypeStruct((100_000, 16), jnp.bfloat16)
+    lookup = jax.jit(lambda t, ids: jnp.sum(jnp.sin(model.apply({"table": t}, ids))))
+    memory = lookup.lower(table, jax.ShapeDtypeStruct((50,), jnp.int32)).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 100_000

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -232,3 +233,23 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         build(dataclasses.replace(CONFIG, dim=9))
     with pytest.raises(UserError, match="at least one row"):
         build(dataclasses.replace(CONFIG, num_items=0))
+
+
+def test_remat_gives_the_same_gradient_in_less_memory() -> None:
+    config = dataclasses.replace(CONFIG, dim=16, hidden=64, num_blocks=4, max_len=50, dropout=0.3)
+    batch = Batch(history=np.random.default_rng(0).integers(1, 21, (16, 50)).astype(np.int32))
+    found, sizes = [], []
+    for remat in (False, True):
+        model, params = build(dataclasses.replace(config, remat=remat))
+
+        def loss(params: Params, model: Functional = model) -> jax.Array:
+            vectors = model.apply(params, batch, method="user_vectors", key=jax.random.key(1))
+            return jnp.sum(jnp.sin(vectors))
+
+        program = jax.jit(jax.grad(loss)).lower(params).compile()
+        memory = program.memory_analysis()
+        assert memory is not None
+        found.append(program(params))
+        sizes.append(memory.temp_size_in_bytes)
+    chex.assert_trees_all_close(*found, rtol=1e-6)
+    assert sizes[1] < 0.5 * sizes[0]

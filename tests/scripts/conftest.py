@@ -92,7 +92,7 @@ class Scripts:
         assert code == 1, err
         *before, last = err.splitlines()
         assert last.startswith("error: "), err
-        assert all(line.startswith("step ") for line in before), err
+        assert all(line.startswith(("step ", "parameters, ", "  ")) for line in before), err
         assert progress or not before, err
         return last
 
