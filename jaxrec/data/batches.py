@@ -77,10 +77,9 @@ class SequenceBatches:
     def steps_per_epoch(self) -> int:
         raise AssertionError("defined by each layout")
 
-    def batch(self, step: int, rows: slice | None = None) -> Batch:
+    def batch(self, step: int) -> Batch:
         """Returns the batch of a global step, counted from 0."""
-        import jax
-        return jax.tree.map(lambda x: x[rows or slice(None)], self._batch(*divmod(step, self.steps_per_epoch)))
+        return self._batch(*divmod(step, self.steps_per_epoch))
 
     def _batch(self, epoch: int, index: int) -> Batch:
         raise AssertionError("defined by each layout")
