@@ -1,17 +1,23 @@
-"""Sequence batches: static shapes, shuffled by (seed, epoch), addressable by step.
+"""Sequence batches: static shapes, shuffled by (seed, epoch), addressable by step and row.
 
-`batch(step)` depends on the configuration, the seed and the step alone, so a run can start again at
-any step and other processes can build their part of the same batch.
+The batch of a step depends on the configuration, the seed and the step alone, so a run can start
+again at any step. `batch(step, rows)` builds some of its rows at the cost of those rows. Process p
+of P asks for slice(p * B // P, (p + 1) * B // P), and together they build the same batch however
+many they are, now or after a restart.
 """
 
 import dataclasses
-import functools
-from typing import Literal
+import itertools
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxrec.data.dataset import TRAIN, Dataset
+from jaxrec.data.dataset import Dataset
+from jaxrec.data.shuffle import permute, row_numbers
+from jaxrec.data.training_events import locate, training_events
 from jaxrec.typing import Batch, UserError
+
+_PROBES = 3  # epochs packed at the start, to learn how many rows an epoch has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,13 +67,10 @@ class SequenceBatches:
 
     def __init__(self, config: SequenceData, dataset: Dataset, batch_size: int, seed: int):
         self.config, self.batch_size, self.seed = config, batch_size, seed
-        train = np.flatnonzero(dataset.split == TRAIN)
-        self.items = np.ascontiguousarray(dataset.items[train])
-        users = dataset.users[train]
-        # start[e]: the first training event of the user of event e; ends: one past the last
-        self.first = np.searchsorted(users, np.arange(dataset.num_users + 2))
-        self.start = self.first[users]
-        if not len(train) or int(np.max(np.diff(self.first))) < 2:
+        self.events = training_events(dataset)
+        # An event needs one before it to be a target, so one event alone teaches nothing.
+        self.users = np.flatnonzero(self.events.counts > 1).astype(np.int32)
+        if not len(self.users):
             raise UserError(
                 "no user has two training events, so there is no next item to learn from. Lower "
                 "--min_user_events, or prepare a longer log."
@@ -77,12 +80,25 @@ class SequenceBatches:
     def steps_per_epoch(self) -> int:
         raise AssertionError("defined by each layout")
 
-    def batch(self, step: int) -> Batch:
-        """Returns the batch of a global step, counted from 0."""
-        return self._batch(*divmod(step, self.steps_per_epoch))
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """Returns the batch of a global step, counted from 0.
 
-    def _batch(self, epoch: int, index: int) -> Batch:
+        Args:
+          rows: [start, stop) of the batch; None means all of it. Rows in parts equal the whole.
+        """
+        return self._batch(*divmod(step, self.steps_per_epoch), rows)
+
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
         raise AssertionError("defined by each layout")
+
+
+class _Bucket(NamedTuple):
+    """Examples with histories of more than `shorter` events and, cut to max_len, at most `width`."""
+
+    width: int
+    shorter: int
+    ends: np.ndarray  # (num_users + 1,) int64, running total of examples by user
+    steps: int
 
 
 class PrefixBatches(SequenceBatches):
@@ -90,68 +106,75 @@ class PrefixBatches(SequenceBatches):
 
     def __init__(self, config: SequenceData, dataset: Dataset, batch_size: int, seed: int):
         super().__init__(config, dataset, batch_size, seed)
-        events = np.arange(len(self.items))
-        events = events[events > self.start]
-        length = np.minimum(events - self.start[events], config.max_len)
-        edges = sorted({b for b in config.buckets if b < config.max_len} | {config.max_len})
-        bucket = np.searchsorted(edges, length)
-        self.groups = [(width, events[bucket == i]) for i, width in enumerate(edges)]
-        self.groups = [(width, group) for width, group in self.groups if len(group)]
-        self.counts = [-(-len(group) // batch_size) for _, group in self.groups]
+        widths = sorted({b for b in config.buckets if b < config.max_len} | {config.max_len})
+        self.buckets = []
+        for shorter, width in itertools.pairwise([0, *widths]):
+            longest = width if width < config.max_len else np.iinfo(np.int32).max
+            counts = (self.events.counts - 1).clip(shorter, longest) - shorter
+            ends = np.cumsum(counts, dtype=np.int64)
+            if ends[-1]:
+                self.buckets.append(_Bucket(width, shorter, ends, -(-int(ends[-1]) // batch_size)))
 
     @property
     def steps_per_epoch(self) -> int:
-        return sum(self.counts)
+        return sum(bucket.steps for bucket in self.buckets)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - as long-lived as the batches themselves
-    def _plan(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        random = np.random.default_rng((self.seed, epoch))
-        order = random.permutation(self.steps_per_epoch)
-        return order, [random.permutation(group) for _, group in self.groups]
-
-    def _batch(self, epoch: int, index: int) -> Batch:
-        order, shuffled = self._plan(epoch)
-        place, group = int(order[index]), 0
-        while place >= self.counts[group]:
-            place, group = place - self.counts[group], group + 1
-        width = self.groups[group][0]
-        events = shuffled[group][place * self.batch_size : (place + 1) * self.batch_size]
-        where = np.arange(self.batch_size) < len(events)
-        events = np.resize(events, self.batch_size)
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
+        place = int(permute(np.array(index), self.steps_per_epoch, self.seed, epoch, 0))
+        number = 0
+        while place >= self.buckets[number].steps:
+            place, number = place - self.buckets[number].steps, number + 1
+        width, shorter, ends, _ = self.buckets[number]
+        examples = row_numbers(place, self.batch_size, rows)
+        where, total = examples < ends[-1], int(ends[-1])
+        examples = permute(examples.clip(max=total - 1), total, self.seed, epoch, 1 + number)
+        users, positions = locate(ends, examples)
+        starts = self.events.starts[users]
+        events = starts + positions + shorter + 1
         columns = events[:, None] + np.arange(-width, 0)
-        history = np.where(columns >= self.start[events][:, None], self.items[columns], 0)
-        return Batch(history=history.astype(np.int32), positives=self.items[events], where=where)
+        inside = (columns >= starts[:, None]) & where[:, None]
+        return Batch(
+            history=self.events.items_at(columns, inside),
+            positives=self.events.items_at(events, where),
+            where=where,
+        )
 
 
 class WindowBatches(SequenceBatches):
     """One row a user: the newest max_len + 1 training events, a target at every position."""
 
-    def __init__(self, config: SequenceData, dataset: Dataset, batch_size: int, seed: int):
-        super().__init__(config, dataset, batch_size, seed)
-        users = np.flatnonzero(np.diff(self.first) > 1)
-        self.rows = users
-
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.users) // self.batch_size)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - as long-lived as the batches themselves
-    def _plan(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.rows)
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
+        numbers, total = row_numbers(index, self.batch_size, rows), len(self.users)
+        real = numbers < total
+        users = self.users[permute(numbers.clip(max=total - 1), total, self.seed, epoch)]
+        starts = self.events.starts[users][:, None]
+        columns = starts + self.events.counts[users][:, None]
+        columns = columns + np.arange(-self.config.max_len - 1, 0)
+        items = self.events.items_at(columns, (columns >= starts) & real[:, None])
+        history, where = items[:, :-1], items[:, :-1] > 0
+        return Batch(history=history, positives=np.where(where, items[:, 1:], 0), where=where)
 
-    def _batch(self, epoch: int, index: int) -> Batch:
-        users = self._plan(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        real = np.arange(self.batch_size) < len(users)
-        users = np.resize(users, self.batch_size)
-        columns = self.first[users + 1][:, None] + np.arange(-self.config.max_len - 1, 0)
-        inside = (columns >= self.first[users][:, None]) & real[:, None]
-        rows = np.where(inside, self.items[columns], 0).astype(np.int32)
-        history, where = rows[:, :-1], rows[:, :-1] > 0
-        return Batch(history=history, positives=np.where(where, rows[:, 1:], 0), where=where)
+
+class _Packing(NamedTuple):
+    """The shuffled windows of an epoch and the rows that hold them, in order."""
+
+    begins: np.ndarray  # (windows,) int64, the event that a window starts with
+    lengths: np.ndarray  # (windows,) int32
+    rows: np.ndarray  # (rows + 1,) int64, first window of each row, and their number
 
 
 class PackedBatches(SequenceBatches):
-    """Windows of histories, several to a row, a target at every position that has a next item."""
+    """Windows of histories, several to a row, a target at every position that has a next item.
+
+    The number of rows depends on the cuts and on the order of an epoch's windows. All epochs have
+    as many steps as the longest of the first few wants; an order that wants more is drawn again.
+    The rows are dealt evenly to the steps, so the last rows of a batch may be empty. An epoch's
+    windows are held: 12 bytes for each, and 8 for each row.
+    """
 
     def __init__(self, config: SequenceData, dataset: Dataset, batch_size: int, seed: int):
         super().__init__(config, dataset, batch_size, seed)
@@ -161,57 +184,85 @@ class PackedBatches(SequenceBatches):
                 f"data.row_len={self.row_len} is shorter than data.max_len={config.max_len}: a "
                 "window would not fit its row. Raise row_len or set it to 0."
             )
-        # An event predicts its successor, so a user's last event is no input.
-        last = np.append(self.start[1:] != self.start[:-1], True)
-        self.inputs = np.flatnonzero(~last)
-        self.steps = max(1, round(len(self._windows(0)[2]) / batch_size))
+        most = max(len(self._draw(epoch, 0).rows) - 1 for epoch in range(_PROBES))
+        self.steps = -(-most // batch_size)
+        self.held: tuple[int, _Packing] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         return self.steps
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - as long-lived as the batches themselves
-    def _windows(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns begins and lengths of shuffled windows, and the first window of each row."""
-        random = np.random.default_rng((self.seed, epoch))
-        max_len = self.config.max_len
-        shift = random.integers(0, max_len, size=len(self.first))
-        user = np.searchsorted(self.first, self.inputs, side="right") - 1
-        lengths = self.first[user + 1] - 1 - self.first[user]
-        # Only users longer than a window are cut at a shifted place.
-        place = self.inputs - self.first[user] + np.where(lengths > max_len, shift[user], 0)
-        begins = (self.inputs == self.first[user]) | (place % max_len == 0)
-        begin = self.inputs[begins]
-        bounds = np.append(np.flatnonzero(begins), len(self.inputs))
-        length = np.diff(bounds)
-        order = random.permutation(len(begin))
-        begin, length = begin[order], length[order]
-        total = np.concatenate([[0], np.cumsum(length)])
-        following = (np.searchsorted(total, total[:-1] + self.row_len, side="right") - 1).tolist()
-        rows, window = [], 0
-        while window < len(begin):
-            rows.append(window)
-            window = following[window]
-        return begin, length, np.asarray(rows)
-
-    def _batch(self, epoch: int, index: int) -> Batch:
-        begin, length, rows = self._windows(epoch)
-        picked = (index * self.batch_size + np.arange(self.batch_size)) % len(rows)
-        starts, stops = rows[picked], np.append(rows, len(begin))[picked + 1]
-        count = stops - starts
-        row = np.repeat(np.arange(self.batch_size), count)
-        segment = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
-        window = starts[row] + segment
-        size = length[window]
-        place = np.cumsum(size) - size
-        place -= np.repeat(place[np.cumsum(count) - count], count)
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
+        begins, lengths, bounds = self._packing(epoch)
+        from_row, to_row = ((index + i) * (len(bounds) - 1) // self.steps for i in range(2))
+        numbers = (from_row + row_numbers(0, self.batch_size, rows)).clip(max=to_row)
+        first = bounds[numbers]
+        count = bounds[(numbers + 1).clip(max=to_row)] - first
+        row = np.repeat(np.arange(len(numbers)), count)
+        # The windows of consecutive rows lie side by side.
+        origin = first[0] if len(first) else 0
+        window = origin + np.arange(len(row))
+        size = lengths[window]
+        before = np.cumsum(size) - size
+        place = before - before[first[row] - origin]
         # From windows to positions.
-        column = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-        event = np.repeat(begin[window], size) + column
-        flat = np.repeat(row * self.row_len + place, size) + column
-        shape = (self.batch_size, self.row_len)
+        order = np.arange(size.sum())
+        event = np.repeat(begins[window] - before, size) + order
+        flat = np.repeat(row * self.row_len + place - before, size) + order
+        shape = (len(numbers), self.row_len)
         history, positives, segments = (np.zeros(shape, np.int32) for _ in range(3))
-        history.ravel()[flat] = self.items[event]
-        positives.ravel()[flat] = self.items[event + 1]
-        segments.ravel()[flat] = np.repeat(segment + 1, size)
+        every = np.ones(len(event), bool)
+        history.reshape(-1)[flat] = self.events.items_at(event, every)
+        positives.reshape(-1)[flat] = self.events.items_at(event + 1, every)
+        segments.reshape(-1)[flat] = np.repeat(window - first[row] + 1, size)
         return Batch(history=history, positives=positives, segments=segments, where=segments > 0)
+
+    def _packing(self, epoch: int) -> _Packing:
+        held = self.held
+        if held is None or held[0] != epoch:
+            self.held = None  # before the next is made: one epoch's windows at a time
+            draws = (self._draw(epoch, attempt) for attempt in itertools.count())
+            most = self.steps * self.batch_size
+            held = epoch, next(packing for packing in draws if len(packing.rows) - 1 <= most)
+            self.held = held
+        return held[1]
+
+    def _draw(self, epoch: int, attempt: int) -> _Packing:
+        random = np.random.default_rng((self.seed, epoch, attempt))
+        begins, lengths = self._windows(random)
+        order = random.permutation(len(begins))
+        begins, lengths = begins[order], lengths[order]
+        return _Packing(begins, lengths, _rows(lengths, self.row_len))
+
+    def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Returns first events and lengths of windows, cut at a random shift for each user."""
+        max_len = np.int32(self.config.max_len)
+        # An event predicts its successor, so a user's last event is no input.
+        inputs = self.events.counts[self.users] - 1
+        shift = random.integers(0, max_len, size=len(inputs), dtype=np.int32)
+        # Only users longer than a window are cut at a shifted place.
+        shift = np.where(inputs > max_len, shift, 0).astype(np.int32)
+        count = -(-(inputs + shift) // max_len)
+        owner = np.repeat(np.arange(len(inputs), dtype=np.int32), count)
+        cut = np.cumsum(count, dtype=np.int64) - count
+        cut = (np.arange(len(owner)) - cut[owner]).astype(np.int32) * max_len - shift[owner]
+        begin = cut.clip(min=0)
+        lengths = np.minimum(cut + max_len, inputs[owner]) - begin
+        return self.events.starts[self.users][owner] + begin, lengths
+
+
+def _rows(lengths: np.ndarray, row_len: int) -> np.ndarray:
+    """Returns the first window of each row, when a row takes windows in order while they fit.
+
+    Ends with the number of windows. The row after the one that starts at window w starts at
+    following[w], so the starts are the orbit of window 0. It is found by doubling: when `reached`
+    holds 2^k members and `jump` goes 2^k rows on, one more step of both gives twice as many.
+    """
+    total = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    jump = np.searchsorted(total, total + row_len, side="right") - 1
+    reached = np.zeros(len(total), bool)
+    reached[0] = True
+    while not reached[-1]:
+        reached[jump[reached]] = True
+        jump = jump[jump]
+    return np.flatnonzero(reached)

@@ -1,11 +1,12 @@
 """Pair batches: one user, one item and perhaps a label an example."""
 
 import dataclasses
-import functools
 
 import numpy as np
 
-from jaxrec.data.dataset import TRAIN, Dataset
+from jaxrec.data.dataset import Dataset
+from jaxrec.data.shuffle import permute, row_numbers
+from jaxrec.data.training_events import locate, training_events
 from jaxrec.typing import Batch, UserError
 
 
@@ -32,29 +33,27 @@ class PairBatches:
     """Every training event once an epoch, in an order of (seed, epoch); addressable by step."""
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int):
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.events = np.flatnonzero(dataset.split == TRAIN)
-        if not len(self.events):
+        self.batch_size, self.seed = batch_size, seed
+        self.events = training_events(dataset, labels=True)
+        self.ends = np.cumsum(self.events.counts, dtype=np.int64)
+        if not self.ends[-1]:
             raise UserError("the dataset has no training events. Prepare it with another split.")
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.events) // self.batch_size)
+        return -(-int(self.ends[-1]) // self.batch_size)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - as long-lived as the batches themselves
-    def _plan(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.events)
-
-    def batch(self, step: int) -> Batch:
-        """Returns the batch of a global step, counted from 0."""
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """Returns the batch of a global step, counted from 0, or some of its rows."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        events = self._plan(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        where = np.arange(self.batch_size) < len(events)
-        events = np.resize(events, self.batch_size)
-        labels = self.dataset.labels
+        numbers, total = row_numbers(index, self.batch_size, rows), int(self.ends[-1])
+        where = numbers < total
+        numbers = permute(numbers.clip(max=total - 1), total, self.seed, epoch)
+        users, positions = locate(self.ends, numbers)
+        events = self.events.starts[users] + positions
         return Batch(
-            users=self.dataset.users[events],
-            positives=self.dataset.items[events],
-            labels=None if labels is None else labels[events],
+            users=np.where(where, users, 0).astype(np.int32),
+            positives=self.events.items_at(events, where),
+            labels=self.events.labels_at(events, where),
             where=where,
         )

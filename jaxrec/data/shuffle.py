@@ -1,0 +1,71 @@
+"""Which example comes when: shuffles that are computed, not stored, and the rows of a batch."""
+
+import functools
+import math
+
+import numpy as np
+
+_HALF_ROUNDS = 6  # three for each half: with two, positions of small sets are visibly uneven
+_MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))  # odd, half of the bits set
+_HIGH = np.uint64(32)
+
+
+def permute(indices: np.ndarray, n: int, *key: int) -> np.ndarray:
+    """Returns where a shuffle of 0 .. n - 1 sends each index, in time and memory of the indices.
+
+    The shuffle is a Feistel network on pairs (i // b, i % b), the rounds of which add hashes of one
+    half to the other; results outside the range go through it again, which few do since the pairs
+    are fewer than n + sqrt(n) (ciphers on small domains: Black and Rogaway, CT-RSA 2002).
+
+    Args:
+      indices: integers in [0, n), any shape.
+      n: length of the range, from 1 to 2^62.
+      key: integers from 0; each key gives a shuffle of its own.
+
+    Returns:
+      int64 in [0, n), of the shape of the indices; different for different indices.
+    """
+    assert 1 <= n <= 2**62
+    flat = np.asarray(indices).reshape(-1).astype(np.uint64)
+    if n > 1:
+        keys = _round_keys(key)
+        flat = _rounds(flat, n, keys)
+        outside = np.flatnonzero(flat >= n)
+        while len(outside):
+            flat[outside] = _rounds(flat[outside], n, keys)
+            outside = outside[flat[outside] >= n]
+    return flat.astype(np.int64).reshape(np.shape(indices))
+
+
+def row_numbers(index: int, batch_size: int, rows: slice | None) -> np.ndarray:
+    """Returns the numbers within an epoch, int64, of some rows of its batch `index`.
+
+    Args:
+      rows: which rows of the batch, [start, stop); None means all.
+    """
+    start, stop, stride = (rows or slice(None)).indices(batch_size)
+    assert stride == 1
+    return np.arange(index * batch_size + start, index * batch_size + max(start, stop))
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(key: tuple[int, ...]) -> tuple[np.uint64, ...]:
+    return tuple(np.random.SeedSequence(key).generate_state(_HALF_ROUNDS, np.uint64))
+
+
+def _rounds(values: np.ndarray, n: int, keys: tuple[np.uint64, ...]) -> np.ndarray:
+    width = math.isqrt(n - 1) + 1
+    sizes = np.uint64(-(-n // width)), np.uint64(width)
+    halves = list(np.divmod(values, sizes[1]))
+    for number, key in enumerate(keys):
+        side = number % 2
+        # The high bits of a product, twice: each bit of the other half reaches all of them.
+        mixed = (halves[1 - side] + key) * _MIX[0]
+        mixed ^= mixed >> _HIGH
+        mixed *= _MIX[1]
+        mixed >>= _HIGH
+        mixed *= sizes[side]
+        mixed >>= _HIGH
+        mixed += halves[side]
+        halves[side] = mixed % sizes[side]
+    return halves[0] * sizes[1] + halves[1]

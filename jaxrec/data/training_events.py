@@ -1,0 +1,102 @@
+"""The training events of a dataset by user, read where they lie when the split allows it.
+
+Where the training events of every user come before the others, as after a split by time or one that
+leaves the last out, event p of user u is found from where the user's events start, and nothing of
+the size of the log is held. After other splits a compact copy of the training events is made: 4
+bytes an event, and 4 more with labels.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jaxrec.data.dataset import TRAIN, Dataset
+
+CHUNK = 1 << 20  # events read at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingEvents:
+    """Where the training events of each user lie: event p of user u is at starts[u] + p.
+
+    Attributes:
+      starts: (num_users + 1,) int64.
+      counts: (num_users + 1,) int32, training events of each user; 0 for user 0, padding.
+      items: int32, the arrays that `starts` points into; perhaps memory-mapped.
+      labels: float32, or None.
+    """
+
+    starts: np.ndarray
+    counts: np.ndarray
+    items: np.ndarray
+    labels: np.ndarray | None
+
+    def items_at(self, events: np.ndarray, where: np.ndarray) -> np.ndarray:
+        """Returns the items of events as int32, and 0 where `where` is False; shapes are equal."""
+        return _taken(self.items, events, where)
+
+    def labels_at(self, events: np.ndarray, where: np.ndarray) -> np.ndarray | None:
+        """Returns the labels of events, 0 where `where` is False; None without labels."""
+        return None if self.labels is None else _taken(self.labels, events, where)
+
+
+def training_events(dataset: Dataset, *, labels: bool = False) -> TrainingEvents:
+    """Looks through the split of a dataset, some events at a time, and finds its training events.
+
+    Args:
+      labels: whether labels will be asked for.
+    """
+    counts, leading = _count(dataset.split, dataset.offsets)
+    starts = dataset.offsets[:-1]
+    items, told = dataset.items, dataset.labels if labels else None
+    if not leading:
+        total = int(counts.sum(dtype=np.int64))
+        starts = np.cumsum(counts, dtype=np.int64) - counts
+        items = _compact(items, dataset.split, total)
+        told = None if told is None else _compact(told, dataset.split, total)
+    return TrainingEvents(starts=starts, counts=counts, items=items, labels=told)
+
+
+def locate(ends: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the user of each of the examples, numbered through all users, and its number there.
+
+    Args:
+      ends: (num_users + 1,) running total of examples by user; entry 0, padding, is 0.
+      numbers: int64 in [0, ends[-1]).
+    """
+    users = np.searchsorted(ends, numbers, side="right")
+    return users, numbers - ends[users - 1]
+
+
+def _count(split: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Returns training events of each user, and whether they come first for all of them."""
+    counts = np.zeros(len(offsets) - 1, np.int32)
+    leading, before = True, True
+    for begin in range(0, len(split), CHUNK):
+        train = np.asarray(split[begin : begin + CHUNK]) == TRAIN
+        end = begin + len(train)
+        first = int(np.searchsorted(offsets, begin, side="right")) - 1
+        last = int(np.searchsorted(offsets, end, side="left"))
+        bounds = offsets[first : last + 1].clip(begin, end) - begin
+        running = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
+        counts[first:last] += np.diff(running[bounds]).astype(np.int32)
+        # A training event after another one may only be the first of its user.
+        rises = np.flatnonzero(train & ~np.append(before, train[:-1])) + begin
+        leading &= bool((offsets[np.searchsorted(offsets, rises)] == rises).all())
+        before = bool(train[-1])
+    return counts, leading
+
+
+def _compact(array: np.ndarray, split: np.ndarray, total: int) -> np.ndarray:
+    kept, end = np.empty(total, array.dtype), 0
+    for begin in range(0, len(split), CHUNK):
+        train = np.asarray(split[begin : begin + CHUNK]) == TRAIN
+        found = np.asarray(array[begin : begin + CHUNK])[train]
+        kept[end : end + len(found)] = found
+        end += len(found)
+    return kept
+
+
+def _taken(array: np.ndarray, events: np.ndarray, where: np.ndarray) -> np.ndarray:
+    found = np.asarray(array[np.where(where, events, 0).reshape(-1)]).reshape(events.shape)
+    return np.where(where, found, found.dtype.type(0))
