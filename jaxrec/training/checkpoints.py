@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxrec.training.processes import another_has_gone, gone
 from jaxrec.typing import UserError
 
 SKIP: Any = ocp.PLACEHOLDER  # in place of an array that `Checkpoints.restore` should leave out
@@ -127,6 +128,8 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
+            if another_has_gone(error):
+                raise gone(error) from None
             others = [s for s in self.steps() if s != step]
             instead = f"to fall back to step {others[-1]}" if others else "to start again"
             raise UserError(
@@ -143,6 +146,8 @@ def _explained(directory: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if another_has_gone(error):
+            raise gone(error) from None
         raise UserError(
             f"could not save a checkpoint in {directory}: {_cause(error)}. Make room or "
             "choose another --workdir; the same command goes on from the last whole checkpoint."

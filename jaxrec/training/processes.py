@@ -93,13 +93,24 @@ def together() -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if not another_has_gone(error):
             raise
-        raise UserError(
-            f"another process of the run has gone, or cannot be reached any more "
-            f"({str(error).splitlines()[0][:150]}). Look at its output, then start all processes "
-            "again: they go on from the last whole checkpoint."
-        ) from None
+        raise gone(error) from None
+
+
+def another_has_gone(error: Exception) -> bool:
+    """Returns whether an error of a computation or of a checkpoint says that a process is missing."""
+    words = r"gloo|nccl|heartbeat|barrier|coordination|connection|peer"
+    return jax.process_count() > 1 and re.search(words, str(error).lower()) is not None
+
+
+def gone(error: Exception) -> UserError:
+    """Returns what to say then."""
+    return UserError(
+        "another process of the run has gone, or cannot be reached any more "
+        f"({str(error).splitlines()[0][:150]}). Look at its output, then start all processes again: "
+        "they go on from the last whole checkpoint."
+    )
 
 
 def leave(error: Exception) -> None:
