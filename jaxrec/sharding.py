@@ -142,8 +142,9 @@ def mesh_of(tree: Any) -> Mesh | None:
     """Returns the mesh that the arrays of a tree lie on; None when it is of one device."""
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-            return sharding.mesh
+        mesh = getattr(sharding, "mesh", None)
+        if isinstance(mesh, Mesh) and mesh.size > 1:
+            return mesh
     return None
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxrec.layers.dropout import dropout
+from jaxrec.ops.keys import Key
 from jaxrec.typing import Array, UserError
 
 
@@ -53,7 +54,7 @@ def attend(
     mask: jax.Array,
     *,
     dropout_rate: float = 0.0,
-    key: jax.Array | None = None,
+    key: Key | None = None,
 ) -> jax.Array:
     """Returns softmax(q k^T / sqrt(D)) v where the mask is true, with the weights in float32.
 
@@ -122,7 +123,7 @@ class SelfAttention(nnx.Module):
         mask: jax.Array,
         *,
         positions: Array | None = None,
-        key: jax.Array | None = None,
+        key: Key | None = None,
     ) -> jax.Array:
         """Returns (B, L, dim) from x (B, L, dim) and mask (B or 1, 1, L, L).
 

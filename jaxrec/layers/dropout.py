@@ -1,18 +1,17 @@
 """Dropout whose mask is a hash of the element's index: nothing is drawn, nothing is stored."""
 
 import functools
-
 import math
 
 import jax
 import jax.numpy as jnp
 
 from jaxrec.ops.hash import hash_bits
-from jaxrec.ops.keys import RowKey
+from jaxrec.ops.keys import Key, RowKey
 from jaxrec.typing import Array
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | RowKey | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: Key | None) -> jax.Array:
     """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate).
 
     The mask of an element is an integer hash of its index and of two words drawn from the key. It
@@ -35,7 +34,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | RowKey | None) -> jax.Ar
     return _dropout(x, words, rate)
 
 
-def split_key(key: jax.Array | RowKey | None, num: int) -> list[RowKey | None]:
+def split_key(key: Key | None, num: int) -> list[RowKey | None]:
     """Returns a key for each of `num` sites of dropout; None for each without a key."""
     return [None] * num if key is None else [*RowKey.of(key).split(num)]
 

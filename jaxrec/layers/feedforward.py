@@ -8,6 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxrec.layers.dropout import dropout
+from jaxrec.ops.keys import Key
 
 
 class FeedForward(nnx.Module):
@@ -27,7 +28,7 @@ class FeedForward(nnx.Module):
         self.up = nnx.Linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(hidden, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         return self.down(dropout(self.activation(self.up(x)), self.dropout_rate, key))
 
 
@@ -41,6 +42,6 @@ class SwiGLU(nnx.Module):
         self.up = nnx.Linear(dim, 2 * hidden, use_bias=False, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(hidden, dim, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, key: Key | None = None) -> jax.Array:
         gate, up = jnp.split(self.up(x), 2, axis=-1)
         return self.down(dropout(jax.nn.silu(gate) * up, self.dropout_rate, key))

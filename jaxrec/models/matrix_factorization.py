@@ -9,6 +9,7 @@ from flax import nnx
 from jaxrec.data.dataset import Manifest
 from jaxrec.layers import Embedding
 from jaxrec.models.fit import fit_count
+from jaxrec.ops.keys import Key
 from jaxrec.typing import Array, Batch
 
 
@@ -61,7 +62,7 @@ class MatrixFactorization(nnx.Module):
         """Which batch fields index which table."""
         return {"users": ("users",), "items": ("positives", "negatives")}
 
-    def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    def user_vectors(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
         """Returns (B, dim + 3): p_u, b_u, 1, mean. There is no dropout, so the key is not used."""
         rows = self.users(batch.users)
         one = jnp.ones_like(rows[..., :1])

@@ -26,6 +26,7 @@ from jaxrec.layers import (
     split_key,
 )
 from jaxrec.models.fit import fit_count
+from jaxrec.ops.keys import Key
 from jaxrec.typing import Array, Batch
 
 
@@ -112,7 +113,7 @@ class SASRec(nnx.Module):
             return {"items": ("history", "positives", "negatives")}
         return {"items": ("history",), "outputs": ("positives", "negatives")}
 
-    def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    def user_vectors(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
         """Returns vectors whose dot products with item vectors are scores.
 
         (B, L, dim), one for each position, when `batch.positives` is (B, L); otherwise (B, dim),
@@ -172,7 +173,7 @@ class Block(nnx.Module):
             )
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array, positions: jax.Array, *, key: jax.Array | None
+        self, x: jax.Array, mask: jax.Array, positions: jax.Array, *, key: Key | None
     ) -> jax.Array:
         config = self.config
         keys = split_key(key, 3)

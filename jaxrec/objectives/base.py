@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.data.dataset import Dataset
-from jaxrec.ops.keys import RowKey
+from jaxrec.ops.keys import Key, RowKey
 from jaxrec.sampling import cumulative_words, item_probabilities, sample_items
 from jaxrec.typing import Array, Batch
 
@@ -23,7 +23,7 @@ class Retriever(Protocol):
         """Table name to the batch fields that index it. Table t is the parameter t/table."""
         ...
 
-    def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    def user_vectors(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
         """(B, D), or (B, L, D) when `batch.positives` is (B, L)."""
         ...
 

@@ -34,7 +34,10 @@ class RowKey:
         return [RowKey(key, self.first) for key in jax.random.split(self.key, num)]
 
 
-def row_bits(key: jax.Array | RowKey, shape: tuple[int, ...]) -> jax.Array:
+type Key = jax.Array | RowKey
+
+
+def row_bits(key: Key, shape: tuple[int, ...]) -> jax.Array:
     """Returns uint32 random bits of a shape whose first axis is the rows of the batch."""
     rows = RowKey.of(key)
     numbers = rows.first + jnp.arange(shape[0], dtype=jnp.int32)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.ops.keys import RowKey, row_bits
+from jaxrec.ops.keys import Key, RowKey, row_bits
 from jaxrec.typing import Array
 
 
@@ -32,7 +32,7 @@ def cumulative_words(probabilities: np.ndarray) -> np.ndarray:
     return words.astype(np.uint32)
 
 
-def sample_items(key: jax.Array | RowKey, shape: tuple[int, ...], words: Array) -> jax.Array:
+def sample_items(key: Key, shape: tuple[int, ...], words: Array) -> jax.Array:
     """Returns int32 item ids in [1, N), drawn with replacement.
 
     Args:

@@ -4,13 +4,8 @@ from jaxrec.training.config import ExperimentConfig, TrainingConfig
 from jaxrec.training.experiment import Experiment, load_trained
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first, join, leave
-from jaxrec.training.step import (
-    StepMetrics,
-    TrainState,
-    init_state,
-    make_replica_step,
-    make_step,
-)
+from jaxrec.training.state import StepMetrics, TrainState, init_state
+from jaxrec.training.step import make_replica_step, make_step
 
 __all__ = [
     "Experiment",

@@ -22,7 +22,7 @@ from jaxrec.functional import Functional, functional
 from jaxrec.sharding import mesh_of
 from jaxrec.training.checkpoints import SKIP, Checkpoints
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.step import TrainState, abstract_state
+from jaxrec.training.state import TrainState, abstract_state
 from jaxrec.typing import Array, Batch, Params, UserError
 
 
@@ -54,7 +54,7 @@ class Experiment:
         return tuple(name for name, fields in tables.items() if "positives" in fields)
 
     def _jitted(self, method: str, mesh: Mesh | None, out: tuple[str | None, ...] = ()) -> Any:
-        """Returns jitted `method(params, ...)` of the model, kept; with a mesh, its result split."""
+        """Returns a method of the model, jitted and kept; with a mesh, its result split."""
         key = (method, mesh, out)
         if key not in self._kept:
             apply = functools.partial(self.model.apply, method=method)
@@ -113,9 +113,7 @@ class Experiment:
         mesh = mesh_of(params)
         batch = self.config.data.requests(users, np.zeros((len(users), 1), np.int32))
         vectors = self._jitted("user_vectors", mesh)(params, batch)
-        return jax.numpy.sum(
-            vectors * self._jitted("item_vectors", mesh)(params, items), axis=-1
-        )
+        return jax.numpy.sum(vectors * self._jitted("item_vectors", mesh)(params, items), axis=-1)
 
     def evaluate(self, params: Params, split: str, *, intervals: bool = True) -> Evaluation:
         """Measures parameters on "valid" or "test"."""

@@ -23,15 +23,15 @@ from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.planning import make_plan
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
-from jaxrec.training.step import (
+from jaxrec.training.state import (
     Step,
     StepMetrics,
     TrainState,
     abstract_state,
     all_finite,
     init_state,
-    make_step,
 )
+from jaxrec.training.step import make_step
 from jaxrec.typing import Batch, Stopped, UserError
 
 
@@ -123,6 +123,7 @@ class _Run:
         self.statistics = replicate(statistics, self.mesh)
         self.state, self.step = self._born()
         self.course, self.rate = Course(), 0.0
+        self.log: MetricsLog | None = None
         counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
         self.measured = [name for name in ("valid", "test") if counts[SPLITS[name]]]
 
@@ -159,8 +160,6 @@ class _Run:
             if is_first():
                 configs.save(self.experiment.config, self.workdir / "config.json")
                 self.log = stack.enter_context(MetricsLog(self.workdir, step=self.at))
-            else:
-                self.log = None
             self.progress = stack.enter_context(Progress(self.total, self.at, quiet=self.quiet))
             self.opened = stack.pop_all()
         return self

@@ -88,7 +88,9 @@ def make_plan(
     """
     parts = mesh.shape["model"]
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    names = [n for path, _ in jax.tree_util.tree_leaves_with_path(state.params) if (n := table_of(path))]
+    names = [
+        n for path, _ in jax.tree_util.tree_leaves_with_path(state.params) if (n := table_of(path))
+    ]
     tables, placements = [], {}
     for name in sorted(set(names)):
         mine = [leaf for path, leaf in leaves if table_of(path) == name]
@@ -97,7 +99,9 @@ def make_plan(
         placements[name] = placement
         total = sum(map(_bytes, mine))
         split = 1 if placement == "replicated" else parts
-        device = -(-shape[0] // split) * (total // shape[0]) if placement == "row" else total // split
+        device = (
+            -(-shape[0] // split) * (total // shape[0]) if placement == "row" else total // split
+        )
         tables.append(
             TablePlan(
                 name=name, shape=shape, placement=placement, num_bytes=total, device_bytes=device

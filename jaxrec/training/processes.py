@@ -99,7 +99,7 @@ def together() -> Iterator[None]:
 
 
 def another_has_gone(error: Exception) -> bool:
-    """Returns whether an error of a computation or of a checkpoint says that a process is missing."""
+    """Returns whether an error, of a computation or a checkpoint, means a missing process."""
     words = r"gloo|nccl|heartbeat|barrier|coordination|connection|peer"
     return jax.process_count() > 1 and re.search(words, str(error).lower()) is not None
 
@@ -108,8 +108,8 @@ def gone(error: Exception) -> UserError:
     """Returns what to say then."""
     return UserError(
         "another process of the run has gone, or cannot be reached any more "
-        f"({str(error).splitlines()[0][:150]}). Look at its output, then start all processes again: "
-        "they go on from the last whole checkpoint."
+        f"({str(error).splitlines()[0][:150]}). Look at its output, then start all processes "
+        "again: they go on from the last whole checkpoint."
     )
 
 

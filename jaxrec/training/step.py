@@ -19,9 +19,9 @@ from jaxrec.functional import Functional
 from jaxrec.objectives import ALONE, Objective, Replica
 from jaxrec.ops.keys import RowKey
 from jaxrec.optim import apply_updates, put_touched, take_touched, with_float32_slots
-from jaxrec.sharding import AXIS_RULES, Layout, shardings, table_of
+from jaxrec.sharding import AXIS_RULES, Layout, table_of
+from jaxrec.training.state import Step, StepMetrics, TrainState
 from jaxrec.training.tables import (
-    Lookup,
     Wanted,
     fair_share,
     fetch_rows,
@@ -32,129 +32,6 @@ from jaxrec.training.tables import (
     wanted_rows,
 )
 from jaxrec.typing import Batch, Params
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainState:
-    """Everything that a step changes; a pytree.
-
-    Attributes:
-      step: () int32, steps done.
-      params: the model's parameters.
-      optimizer: the Optax state.
-      average: running average of the parameters, or an empty dict without one.
-    """
-
-    step: jax.Array
-    params: Params
-    optimizer: Any
-    average: Params
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepMetrics:
-    """What a step reports; stays on the device until it is asked for.
-
-    Attributes:
-      loss: () float32, weighted mean over the batch's examples.
-      examples: () float32, sum of the examples' weights.
-      overflow: () int32, distinct rows beyond the capacity of the touched-rows step; 0 is right.
-      slow: () bool, whether rows were wanted too unevenly for the fast exchange.
-    """
-
-    loss: jax.Array
-    examples: jax.Array
-    overflow: jax.Array
-    slow: jax.Array
-
-
-type Step = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
-
-
-def init_state(
-    model: Functional,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    *,
-    average: bool = False,
-    table_dtype: str = "float32",
-    mesh: Mesh | None = None,
-    layout: Layout | None = None,
-) -> TrainState:
-    """Returns the state before the first step; parameters and slots are born in one jitted call.
-
-    With a mesh they are born where they belong: no device holds more than its part. Tables that
-    are split get rows of zeros at their end, so that all parts are equal; nothing looks at them.
-    The values do not depend on the mesh.
-
-    Args:
-      model: the model as pure functions.
-      optimizer: any Optax transform.
-      seed: of the parameters.
-      average: whether a running average is kept.
-      table_dtype: of embedding tables; their optimiser slots are float32 in any case.
-      mesh, layout: where everything goes; see `jaxrec.training.planning`.
-    """
-    init = _initializer(model, optimizer, average, table_dtype, mesh, layout or Layout())
-    if mesh is None:
-        return jax.jit(init)(jax.random.key(seed))
-    born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout or Layout())
-    return jax.jit(init, out_shardings=born)(jax.random.key(seed))
-
-
-def abstract_state(
-    model: Functional,
-    optimizer: optax.GradientTransformation,
-    *,
-    average: bool = False,
-    table_dtype: str = "float32",
-) -> TrainState:
-    """Returns the shapes and dtypes of `init_state` on one device; nothing is allocated."""
-    init = _initializer(model, optimizer, average, table_dtype, None, Layout())
-    return jax.eval_shape(init, jax.random.key(0))
-
-
-def _initializer(
-    model: Functional,
-    optimizer: optax.GradientTransformation,
-    average: bool,
-    table_dtype: str,
-    mesh: Mesh | None,
-    layout: Layout,
-) -> Callable[[jax.Array], TrainState]:
-    parts = mesh.shape[layout.table_axis] if mesh is not None and layout.table_axis else 1
-
-    def place(path: Any, leaf: jax.Array) -> jax.Array:
-        name = table_of(path)
-        if name is None:
-            return leaf
-        missing = -leaf.shape[0] % parts if layout.placement(name) == "row" else 0
-        return jnp.pad(leaf, ((0, missing), (0, 0))).astype(table_dtype)
-
-    def init(key: jax.Array) -> TrainState:
-        params = jax.tree_util.tree_map_with_path(place, model.init(key))
-        copy = jax.tree.map(_copy, params) if average else {}
-        return TrainState(
-            step=jnp.int32(0),
-            params=params,
-            optimizer=with_float32_slots(optimizer).init(params),
-            average=copy,
-        )
-
-    return init
-
-
-def _copy(param: jax.Array) -> jax.Array:
-    """Returns the start of a running average; bfloat16 could not move in small steps."""
-    return param.astype(jnp.float32) if param.dtype == jnp.bfloat16 else jnp.copy(param)
-
-
-@jax.jit
-def all_finite(params: Params) -> jax.Array:
-    """Returns () bool: whether no parameter is infinite or not a number."""
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]).all()
 
 
 def make_step(
@@ -227,34 +104,107 @@ def make_replica_step(
       layout: the axes that the step runs under. Each device gets its own rows of the batch, and its
         blocks of tables where they are split.
     """
+    draw = make_draw(objective, seed=seed, accumulate=accumulate, layout=layout)
+    update = make_update(
+        model, objective, optimizer, accumulate=accumulate, average=average, layout=layout
+    )
+
+    def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
+        drawn = draw(state.step, batch, statistics)
+        tables = model.bind(state.params).tables
+        whole = objective.whole_catalogue
+        wanted = wanted_rows(drawn.parts, state.params, tables, layout, capacity, whole=whole)
+        slow = _uneven(wanted, layout)
+        if slow is None:
+            new_state, loss, weight = update(state, drawn, wanted)
+            slow = jnp.bool_(False)
+        else:
+            fast, safe = (
+                functools.partial(update, drawn=drawn, wanted=wanted, shares=shares)
+                for shares in (True, False)
+            )
+            new_state, loss, weight = lax.cond(slow, safe, fast, state)
+        over = [jnp.maximum(w.rows.count - len(w.rows.rows), 0) for w in wanted.values()]
+        overflow = sum(over, start=jnp.int32(0))
+        if layout.axes:
+            overflow = lax.pmax(overflow, layout.axes)
+        return new_state, StepMetrics(loss=loss, examples=weight, overflow=overflow, slow=slow)
+
+    return step
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A batch in parts, with everything that is random about a step.
+
+    Attributes:
+      parts: the batch, each field with a leading axis of parts, negatives and the like filled in.
+      keys: for the loss of each part.
+      rounding: the key of stochastic rounding.
+    """
+
+    parts: Batch
+    keys: RowKey
+    rounding: jax.Array
+
+
+def make_draw(
+    objective: Objective, *, seed: int, accumulate: int, layout: Layout
+) -> Callable[[jax.Array, Batch, Any], Drawn]:
+    """Returns `draw(step, batch, statistics)`, the half of a step that knows no parameters."""
+
+    def draw(step: jax.Array, batch: Batch, statistics: Any) -> Drawn:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+        rows = len(jax.tree.leaves(batch)[0])
+        size = rows // accumulate
+        begin = lax.axis_index(layout.axes) * rows if layout.axes else jnp.int32(0)
+        first = begin + jnp.arange(accumulate, dtype=jnp.int32) * size
+        draw_keys, loss_keys = (
+            RowKey(jnp.broadcast_to(key, (accumulate,)), first) for key in (keys[0], keys[1])
+        )
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, size, *x.shape[1:]), batch)
+        parts = jax.vmap(objective.draw, in_axes=(0, None, 0))(parts, statistics, draw_keys)
+        return Drawn(parts=parts, keys=loss_keys, rounding=keys[2])
+
+    return draw
+
+
+def make_update(
+    model: Functional,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int,
+    average: float,
+    layout: Layout,
+) -> Callable[..., tuple[TrainState, jax.Array, jax.Array]]:
+    """Returns `update(state, drawn, wanted, *, shares=True)`, the other half.
+
+    It returns the new state, the loss and the sum of weights. `wanted` is what `wanted_rows` says;
+    tables that are not in it are used as they are. `shares` is that of `find_rows`.
+    """
     update_with_norm = with_float32_slots(optimizer).update
-    whole = objective.whole_catalogue
 
     def update(
-        state: TrainState,
-        *,
-        parts: tuple[Batch, RowKey, jax.Array],
-        wanted: dict[str, Wanted],
-        shares: bool,
+        state: TrainState, drawn: Drawn, wanted: dict[str, Wanted], *, shares: bool = True
     ) -> tuple[TrainState, jax.Array, jax.Array]:
-        """Returns the new state, the loss and the sum of weights."""
         lookups = find_rows(wanted, state.params, layout, shares=shares)
         touched = touched_rows(lookups)
-        batch = renumber_ids(parts[0], wanted, lookups)
+        batch = renumber_ids(drawn.parts, wanted, lookups)
         params = take_touched(state.params, touched)
         slots = take_touched(state.optimizer, touched)
         rows, send_back = jax.vjp(lambda p: fetch_rows(p, lookups, layout), params)
-        split = whole and any(found.place is not None for found in lookups.values())
-        replica = _replica(model, state.params, lookups, layout) if split else ALONE
+        split = objective.whole_catalogue and any(f.place is not None for f in lookups.values())
+        replica = _replica(model, state.params, layout) if split else ALONE
 
         def total_loss(arguments: Any, part: Batch, key: RowKey) -> tuple[jax.Array, jax.Array]:
-            seen = model.bind(arguments[0])
             catalogue = model.bind(arguments[1]) if split else None
             where = dataclasses.replace(replica, axes=layout.axes, catalogue=catalogue)
-            return objective.loss(seen, part, key, where)
+            return objective.loss(model.bind(arguments[0]), part, key, where)
 
         arguments = (rows, params) if split else (rows,)
-        sums, gradients = _gradients(total_loss, arguments, (batch, parts[1]), accumulate)
+        sums, gradients = _gradients(total_loss, arguments, (batch, drawn.keys), accumulate)
         (grads,) = send_back(gradients[0])
         if split:
             grads = jax.tree.map(jnp.add, grads, gradients[1])
@@ -266,7 +216,7 @@ def make_replica_step(
         updates, slots = update_with_norm(grads, slots, params, global_norm=norm)
         # Devices with the same parameters must round them in the same way, others need not.
         block = lax.axis_index(layout.table_axis) if layout.table_axis else jnp.int32(0)
-        rounding = jax.random.fold_in(parts[2], block)
+        rounding = jax.random.fold_in(drawn.rounding, block)
         params = put_touched(state.params, apply_updates(params, updates, rounding), touched)
         new_state = TrainState(
             step=state.step + 1,
@@ -276,27 +226,7 @@ def make_replica_step(
         )
         return new_state, total * scale, weight
 
-    def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), 3)
-        parts, draw_keys, loss_keys = _split(batch, accumulate, keys, layout)
-        parts = jax.vmap(objective.draw, in_axes=(0, None, 0))(parts, statistics, draw_keys)
-        tables = model.bind(state.params).tables
-        wanted = wanted_rows(parts, state.params, tables, layout, capacity, whole=whole)
-        slow = _uneven(wanted, layout)
-        run = functools.partial(update, parts=(parts, loss_keys, keys[2]), wanted=wanted)
-        if slow is None:
-            new_state, loss, weight = run(state, shares=True)
-            slow = jnp.bool_(False)
-        else:
-            fast, safe = (functools.partial(run, shares=shares) for shares in (True, False))
-            new_state, loss, weight = lax.cond(slow, safe, fast, state)
-        over = [jnp.maximum(w.rows.count - len(w.rows.rows), 0) for w in wanted.values()]
-        overflow = sum(over, start=jnp.int32(0))
-        if layout.axes:
-            overflow = lax.pmax(overflow, layout.axes)
-        return new_state, StepMetrics(loss=loss, examples=weight, overflow=overflow, slow=slow)
-
-    return step
+    return update
 
 
 def global_norm(gradients: Any, layout: Layout) -> jax.Array:
@@ -313,9 +243,7 @@ def global_norm(gradients: Any, layout: Layout) -> jax.Array:
     return jnp.sqrt(sum(leaves, start=jnp.float32(0)))
 
 
-def _replica(
-    model: Functional, params: Params, lookups: dict[str, Lookup], layout: Layout
-) -> Replica:
+def _replica(model: Functional, params: Params, layout: Layout) -> Replica:
     """Returns what a loss over the whole catalogue must know of a catalogue that is split."""
     tables = model.bind(params).tables
     names = [name for name, fields in tables.items() if "positives" in fields]
@@ -364,15 +292,3 @@ def _averaged(state: TrainState, params: Params, average: float) -> Params:
         return average + (1 - keep) * (param.astype(average.dtype) - average)
 
     return jax.tree.map(follow, state.average, params)
-
-
-def _split(
-    batch: Batch, parts: int, keys: jax.Array, layout: Layout
-) -> tuple[Batch, RowKey, RowKey]:
-    """Returns the batch in parts, and for each part the key to draw with and that of the loss."""
-    rows = len(jax.tree.leaves(batch)[0])
-    begin = lax.axis_index(layout.axes) * rows if layout.axes else jnp.int32(0)
-    first = begin + jnp.arange(parts, dtype=jnp.int32) * (rows // parts)
-    same = jax.tree.map(lambda key: jnp.broadcast_to(key, (parts,)), [keys[0], keys[1]])
-    batch = jax.tree.map(lambda x: x.reshape(parts, rows // parts, *x.shape[1:]), batch)
-    return batch, RowKey(same[0], first), RowKey(same[1], first)

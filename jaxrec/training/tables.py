@@ -93,9 +93,7 @@ def wanted_rows(
     return wanted
 
 
-def _of_all_devices(
-    parts: Batch, fields: tuple[str, ...], layout: Layout, capacity: int
-) -> int:
+def _of_all_devices(parts: Batch, fields: tuple[str, ...], layout: Layout, capacity: int) -> int:
     """Returns how many ids of a table the batch of all devices has."""
     devices, count = math.prod(map(lax.axis_size, layout.axes)), 0
     for field in fields:

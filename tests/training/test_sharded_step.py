@@ -175,9 +175,7 @@ def test_pmap_and_shard_map_and_one_device_agree(dataset: Dataset, alone: Any) -
         state, metrics = mapped(state, parts, statistics)
         told.append(jax.device_get(metrics))
     check_equal((jax.device_get(state), told), alone("tied", 20))
-    check_equal(
-        run(case, dataset, 20, MeshConfig(data=8, tables="replicated")), alone("tied", 20)
-    )
+    check_equal(run(case, dataset, 20, MeshConfig(data=8, tables="replicated")), alone("tied", 20))
 
 
 def test_rows_wanted_of_one_owner_alone_take_the_slow_way_to_the_same_numbers(
@@ -227,9 +225,7 @@ def test_a_step_on_a_mesh_compiles_once(dataset: Dataset) -> None:
     devices = MeshConfig(data=2, model=4).build()
     layout = Layout(axes=AXES, table_axis="model", placements={"items": "row"})
     state = init_state(model, optimizer, 0, mesh=devices, layout=layout)
-    step: Any = make_step(
-        model, case.objective, optimizer, seed=0, mesh=devices, layout=layout
-    )
+    step: Any = make_step(model, case.objective, optimizer, seed=0, mesh=devices, layout=layout)
     statistics = replicate(case.objective.statistics(dataset), devices)
     for batch in case.batches(dataset, 4):
         state, _ = step(state, shard_batch(batch, devices), statistics)

@@ -235,7 +235,9 @@ def test_batches_and_meshes_that_do_not_fit_are_refused(dataset: Dataset) -> Non
     batch = Run(dataset, PAIRS, FACTORS, BPR(), batch_size=6).batches(1)[0]
     with pytest.raises(UserError, match="6 rows cannot be split evenly over 4 devices"):
         shard_batch(batch, MeshConfig(data=4).build())
-    with pytest.raises(UserError, match="config.mesh.data=9 and config.mesh.model=1 want 9 devices and 8"):
+    with pytest.raises(
+        UserError, match="config.mesh.data=9 and config.mesh.model=1 want 9 devices and 8"
+    ):
         MeshConfig(data=9).build()
     assert MeshConfig(data=0).build().size == 8
 

@@ -1,0 +1,138 @@
+"""What a training step changes, and how it is born: on one device, on a mesh, or partly in RAM."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxrec.functional import Functional
+from jaxrec.optim import with_float32_slots
+from jaxrec.sharding import Layout, shardings, table_of
+from jaxrec.typing import Batch, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that a step changes; a pytree.
+
+    Attributes:
+      step: () int32, steps done.
+      params: the model's parameters.
+      optimizer: the Optax state.
+      average: running average of the parameters, or an empty dict without one.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer: Any
+    average: Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """What a step reports; stays on the device until it is asked for.
+
+    Attributes:
+      loss: () float32, weighted mean over the batch's examples.
+      examples: () float32, sum of the examples' weights.
+      overflow: () int32, distinct rows beyond the capacity of the touched-rows step; 0 is right.
+      slow: () bool, whether rows were wanted too unevenly for the fast exchange.
+    """
+
+    loss: jax.Array
+    examples: jax.Array
+    overflow: jax.Array
+    slow: jax.Array
+
+
+type Step = Callable[[TrainState, Batch, Any], tuple[TrainState, StepMetrics]]
+
+
+def init_state(
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    average: bool = False,
+    table_dtype: str = "float32",
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
+) -> TrainState:
+    """Returns the state before the first step; parameters and slots are born in one jitted call.
+
+    With a mesh they are born where they belong: no device holds more than its part. Tables that
+    are split get rows of zeros at their end, so that all parts are equal; nothing looks at them.
+    The values do not depend on the mesh.
+
+    Args:
+      model: the model as pure functions.
+      optimizer: any Optax transform.
+      seed: of the parameters.
+      average: whether a running average is kept.
+      table_dtype: of embedding tables; their optimiser slots are float32 in any case.
+      mesh, layout: where everything goes; see `jaxrec.training.planning`.
+    """
+    init = _initializer(model, optimizer, average, table_dtype, mesh, layout or Layout())
+    if mesh is None:
+        return jax.jit(init)(jax.random.key(seed))
+    born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout or Layout())
+    return jax.jit(init, out_shardings=born)(jax.random.key(seed))
+
+
+def abstract_state(
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    *,
+    average: bool = False,
+    table_dtype: str = "float32",
+) -> TrainState:
+    """Returns the shapes and dtypes of `init_state` on one device; nothing is allocated."""
+    init = _initializer(model, optimizer, average, table_dtype, None, Layout())
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _initializer(
+    model: Functional,
+    optimizer: optax.GradientTransformation,
+    average: bool,
+    table_dtype: str,
+    mesh: Mesh | None,
+    layout: Layout,
+) -> Callable[[jax.Array], TrainState]:
+    parts = mesh.shape[layout.table_axis] if mesh is not None and layout.table_axis else 1
+
+    def place(path: Any, leaf: jax.Array) -> jax.Array:
+        name = table_of(path)
+        if name is None:
+            return leaf
+        missing = -leaf.shape[0] % parts if layout.placement(name) == "row" else 0
+        return jnp.pad(leaf, ((0, missing), (0, 0))).astype(table_dtype)
+
+    def init(key: jax.Array) -> TrainState:
+        params = jax.tree_util.tree_map_with_path(place, model.init(key))
+        copy = jax.tree.map(_copy, params) if average else {}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            optimizer=with_float32_slots(optimizer).init(params),
+            average=copy,
+        )
+
+    return init
+
+
+def _copy(param: jax.Array) -> jax.Array:
+    """Returns the start of a running average; bfloat16 could not move in small steps."""
+    return param.astype(jnp.float32) if param.dtype == jnp.bfloat16 else jnp.copy(param)
+
+
+@jax.jit
+def all_finite(params: Params) -> jax.Array:
+    """Returns () bool: whether no parameter is infinite or not a number."""
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]).all()
