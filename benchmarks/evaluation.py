@@ -89,7 +89,7 @@ def main(_: list[str]) -> None:
     user_table, item_table = jnp.asarray(users), jnp.asarray(items)
     retriever = RetrieverRecommender(
         jax.jit(lambda batch: user_table[batch.users]),
-        lambda: item_table,
+        lambda: [item_table],
         lambda requests, rows: Batch(users=requests.users[rows]),
         config,
     )

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrec.ops.exchange import Axes
 from jaxrec.typing import Batch, UserError
 
-type Placement = Literal["replicated", "row", "column"]
+type Placement = Literal["replicated", "row", "column", "host"]
 
 # What each kind of array is split over. Everything that is not named here is whole on each device.
 # Batches are split over both axes, so that no two devices compute the same.
@@ -34,9 +34,10 @@ class MeshConfig:
         many as there are devices for.
       model: devices of a group, among which tables are split.
       tables: how tables are split when model is above 1: by "row", by "column", "replicated", or
-        "auto", which chooses for each table by its size; see `jaxrec.training.planning`.
-      replicate_below: "auto" gives each device a whole copy of a table, with its optimiser slots,
-        of at most so many MiB.
+        "auto", which chooses for each table by its size; see `jaxrec.training.planning`. With one
+        device, "host" keeps them in the host's memory, and only rows go to the device.
+      replicate_below: "auto" and "host" give each device a whole copy of a table, with its
+        optimiser slots, of at most so many MiB.
       memory_gb: memory of a device in GiB that a plan may count on; 0 asks the device, and a CPU
         has no limit.
       slack: how uneven the wanted rows may be among the devices that own them before an exchange
@@ -45,7 +46,7 @@ class MeshConfig:
 
     data: int = 1
     model: int = 1
-    tables: Literal["auto", "replicated", "row", "column"] = "auto"
+    tables: Literal["auto", "replicated", "row", "column", "host"] = "auto"
     replicate_below: float = 16.0
     memory_gb: float = 0.0
     slack: float = 2.0
@@ -111,6 +112,11 @@ class Layout:
     def placement(self, table: str) -> Placement:
         """Returns how a table is placed."""
         return self.placements.get(table, "replicated") if self.table_axis else "replicated"
+
+    @property
+    def on_host(self) -> tuple[str, ...]:
+        """Names of the tables that stay in the host's memory."""
+        return tuple(name for name, place in self.placements.items() if place == "host")
 
     def specs(self, tree: Any) -> Any:
         """Returns how each array of a state is split, for `shard_map` and `NamedSharding`."""

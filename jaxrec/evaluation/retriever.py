@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -26,36 +26,66 @@ class RetrieverRecommender:
 
     Attributes:
       user_vectors: maps a batch to (B, D) vectors; jitted, with the parameters inside.
-      item_vectors: gives the (N, D) vectors of all items; row i is item i, and rows beyond the last
-        item are padding. They may be split over the `model` axis of a mesh.
+      item_blocks: gives the vectors of all items, in order of their indices, in one or several
+        (N, D) blocks; rows beyond the last item are padding. A block may be split over the `model`
+        axis of a mesh.
       make_batch: maps requests and (B,) int64 rows of them to a batch of static shapes. B is always
         `config.batch_size`: the last batch is filled up by repeating a row.
       config: sizes.
     """
 
     user_vectors: Callable[[Batch], Array]
-    item_vectors: Callable[[], Array]
+    item_blocks: Callable[[], Iterable[Array]]
     make_batch: Callable[[Requests, np.ndarray], Batch]
     config: EvaluationConfig
 
     def recommend(self, requests: Requests, k: int, *, mask_seen: bool) -> np.ndarray:
         """Returns (U, k) int32 item indices, best first, 0 where there is none."""
-        items = jnp.asarray(self.item_vectors())
+        best, first = None, 0
+        for block in self.item_blocks():
+            found = self._best_of_block(requests, jnp.asarray(block), first, k, mask_seen)
+            best, first = found if best is None else _merge(best, found), first + block.shape[0]
+        assert best is not None, "a catalogue has at least one block"
+        return best[1]
+
+    def _best_of_block(
+        self, requests: Requests, items: jax.Array, first: int, k: int, mask_seen: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (U, k) scores and item indices."""
         mesh, chunk = mesh_of(items), self.config.item_chunk
-        result = np.zeros((len(requests), k), np.int32)
-        pending: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
+        if mesh is None:
+            items = items[: requests.num_items + 1 - first]
+        scores = np.zeros((len(requests), k), np.float32)
+        ids = np.zeros((len(requests), k), np.int32)
+        pending: collections.deque[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]
+        pending = collections.deque()
+
+        def fetch() -> None:
+            rows, found = pending.popleft()
+            scores[rows], ids[rows] = (np.asarray(x) for x in found)
+
         for rows, seen in _batches(requests, self.config.batch_size, mask_seen):
             users = jnp.asarray(self.user_vectors(self.make_batch(requests, rows)))
             if mesh is None:
-                _, ids = top_k_dot(users, items, k, exclude=seen, chunk=chunk)
+                found = top_k_dot(users, items, k, exclude=seen, chunk=chunk, first=first)
             else:
-                ids = _top_k_on_mesh(mesh, k, chunk, requests.num_items)(users, items, seen)
-            pending.append((rows, ids))
+                found = _top_k_on_mesh(mesh, k, chunk, requests.num_items)(users, items, seen)
+            pending.append((rows, found))
             if len(pending) > _IN_FLIGHT:
-                _fetch(result, *pending.popleft())
+                fetch()
         while pending:
-            _fetch(result, *pending.popleft())
-        return result
+            fetch()
+        return scores, ids
+
+
+def _merge(
+    best: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the best of two lists a user; on ties the first list goes before."""
+    k = best[0].shape[1]
+    scores, ids = (np.concatenate(pair, axis=1) for pair in zip(best, found, strict=True))
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
 def _batches(
@@ -72,25 +102,31 @@ def _batches(
 
 
 @functools.lru_cache(maxsize=16)
-def _top_k_on_mesh(mesh: Mesh, k: int, chunk: int, num_items: int) -> Callable[..., jax.Array]:
-    """Returns (users, items, seen) to (B, k) item indices, the work split over the devices.
+def _top_k_on_mesh(
+    mesh: Mesh, k: int, chunk: int, num_items: int
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns (users, items, seen) to (B, k) scores and indices, the work split over the devices.
 
     Users are split over `data`. Where items are split over `model`, each device finds the best of
     its own, and the best of those are the best of all: earlier blocks come first, so that ties go
     to the lower index as on one device.
     """
 
-    def best(users: jax.Array, items: jax.Array, seen: jax.Array, split: bool) -> jax.Array:
+    def best(
+        users: jax.Array, items: jax.Array, seen: jax.Array, split: bool
+    ) -> tuple[jax.Array, jax.Array]:
         first = lax.axis_index("model") * items.shape[0] if split else jnp.int32(0)
         scores, ids = top_k_dot(users, items, k, exclude=seen, chunk=chunk, first=first)
         if split:
             scores, ids = (lax.all_gather(x, "model", axis=1, tiled=True) for x in (scores, ids))
             scores, order = lax.top_k(scores, k)
             ids = jnp.take_along_axis(ids, order, axis=1)
-        return ids
+        return scores, ids
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    def run(users: jax.Array, items: jax.Array, seen: jax.Array | None) -> jax.Array:
+    def run(
+        users: jax.Array, items: jax.Array, seen: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         batch, split = users.shape[0], items.shape[0] % mesh.shape["model"] == 0
         padding = jnp.arange(num_items + 1, items.shape[0], dtype=jnp.int32)
         padding = jnp.broadcast_to(padding, (batch, len(padding)))
@@ -105,7 +141,3 @@ def _top_k_on_mesh(mesh: Mesh, k: int, chunk: int, num_items: int) -> Callable[.
         )(users, items, seen)
 
     return run
-
-
-def _fetch(result: np.ndarray, rows: np.ndarray, ids: jax.Array) -> None:
-    result[rows] = np.asarray(ids)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -101,6 +102,8 @@ class Checkpoints:
         def wanted(leaf: Any) -> Any:
             if leaf is SKIP:
                 return ocp.RestoreArgs()
+            if isinstance(leaf, np.ndarray):
+                return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
             return ocp.ArrayRestoreArgs(
                 sharding=getattr(leaf, "sharding", None) or here,
                 global_shape=leaf.shape,
@@ -114,7 +117,8 @@ class Checkpoints:
                 like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
             restore = ocp.args.PyTreeRestore(like, restore_args=jax.tree.map(wanted, like))
             args = ocp.args.Composite(state=restore)
-            return self._manager.restore(step, args=args)["state"]
+            restored = self._manager.restore(step, args=args)["state"]
+            return jax.tree.map(_writable, like, restored)
 
     def close(self) -> None:
         """Waits and releases threads."""
@@ -136,6 +140,11 @@ class Checkpoints:
                 f"the checkpoint of step {step} is damaged ({_first_line(error)}). Remove "
                 f"{self.directory / str(step)} {instead}."
             ) from error
+
+
+def _writable(like: Any, leaf: Any) -> Any:
+    """Returns a table for the host's memory with the rows that are wanted; other leaves as is."""
+    return np.require(leaf[: len(like)], requirements="W") if isinstance(like, np.ndarray) else leaf
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from jaxrec.functional import Functional, functional
 from jaxrec.sharding import mesh_of
 from jaxrec.training.checkpoints import SKIP, Checkpoints
 from jaxrec.training.config import ExperimentConfig
+from jaxrec.training.host import Slices, host_tables
 from jaxrec.training.state import TrainState, abstract_state
 from jaxrec.typing import Array, Batch, Params, UserError
+
+
+_BLOCK_ROWS = 2**20  # of a table on the host that go to the device together to be ranked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +52,15 @@ class Experiment:
         return cls(fitted, dataset, functional(lambda rngs: fitted.model.build(rngs)))
 
     @functools.cached_property
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """The batch fields that index each table of the model."""
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        return dict(self.model.bind(shapes).tables)
+
+    @functools.cached_property
     def catalogue(self) -> tuple[str, ...]:
         """Names of the tables that hold the vectors of items to choose from."""
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        tables = self.model.bind(shapes).tables
-        return tuple(name for name, fields in tables.items() if "positives" in fields)
+        return tuple(name for name, fields in self.tables.items() if "positives" in fields)
 
     def _jitted(self, method: str, mesh: Mesh | None, out: tuple[str | None, ...] = ()) -> Any:
         """Returns a method of the model, jitted and kept; with a mesh, its result split."""
@@ -91,15 +100,44 @@ class Experiment:
             histories = requests.padded_history(width, rows)
             return data.requests(requests.users[rows], histories)
 
-        mesh = mesh_of(params)
-        users = self._jitted("user_vectors", mesh)
-        items = self._jitted("item_vectors", mesh, self._split_items(params, mesh))
         return RetrieverRecommender(
-            user_vectors=functools.partial(users, params),
-            item_vectors=functools.partial(items, params),
+            user_vectors=functools.partial(self.user_vectors, params),
+            item_blocks=functools.partial(self._item_blocks, params),
             make_batch=make_batch,
             config=self.config.evaluation,
         )
+
+    def user_vectors(self, params: Params, batch: Batch) -> jax.Array:
+        """Returns (B, D), one vector a row, without dropout; jitted, wherever the tables are."""
+        params, batch = self._on_device(params, batch)
+        return self._jitted("user_vectors", mesh_of(params))(params, batch)
+
+    def item_vectors(self, params: Params, ids: Array) -> jax.Array:
+        """Returns (B, D) for item indices (B,); jitted, wherever the tables are."""
+        params, batch = self._on_device(params, Batch(positives=ids))
+        return self._jitted("item_vectors", mesh_of(params))(params, batch.positives)
+
+    def _on_device(self, params: Params, batch: Batch) -> tuple[Params, Batch]:
+        """Returns what a device wants of tables on the host, and the batch that goes with it."""
+        tables = {name: self.tables[name] for name in host_tables(params)}
+        if not tables:
+            return params, batch
+        slices = Slices.of(batch, tables)
+        return slices.take(params), slices.renumber(batch, tables)
+
+    def _item_blocks(self, params: Params) -> Iterator[jax.Array]:
+        mesh, on_host = mesh_of(params), host_tables(params)
+        (name,) = self.catalogue
+        if name not in on_host:
+            params = Slices({}, {}).take(params)
+            yield self._jitted("item_vectors", mesh, self._split_items(params, mesh))(params)
+            return
+        table = params[name]["table"]
+        for start in range(0, len(table), _BLOCK_ROWS):
+            block = Slices({}, {}).take(params) | {
+                name: {"table": table[start : start + _BLOCK_ROWS]}
+            }
+            yield self._jitted("item_vectors", None)(block)
 
     def _split_items(self, params: Params, mesh: Mesh | None) -> tuple[str | None, ...]:
         """Returns ("model",) when vectors of items can stay on the devices of their rows."""
@@ -110,10 +148,9 @@ class Experiment:
 
     def predict(self, params: Params, users: Array, items: Array) -> jax.Array:
         """Returns (B,) scores of pairs of (B,) users and (B,) items, for models that know users."""
-        mesh = mesh_of(params)
         batch = self.config.data.requests(users, np.zeros((len(users), 1), np.int32))
-        vectors = self._jitted("user_vectors", mesh)(params, batch)
-        return jax.numpy.sum(vectors * self._jitted("item_vectors", mesh)(params, items), axis=-1)
+        vectors = self.user_vectors(params, batch)
+        return jax.numpy.sum(vectors * self.item_vectors(params, items), axis=-1)
 
     def evaluate(self, params: Params, split: str, *, intervals: bool = True) -> Evaluation:
         """Measures parameters on "valid" or "test"."""

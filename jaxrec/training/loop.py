@@ -19,6 +19,7 @@ from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment, check_same, describe_checkpoint
+from jaxrec.training.host import HostStep, to_host
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.planning import make_plan
 from jaxrec.training.prefetch import prefetch
@@ -121,6 +122,7 @@ class _Run:
         self.evaluate_every = self.config.evaluate_every or per_epoch
         statistics = config.objective.statistics(experiment.dataset)
         self.statistics = replicate(statistics, self.mesh)
+        self.host_step: HostStep | None = None
         self.state, self.step = self._born()
         self.course, self.rate = Course(), 0.0
         self.log: MetricsLog | None = None
@@ -137,18 +139,20 @@ class _Run:
         plan = make_plan(shapes, config.mesh, self.mesh, catalogue=catalogue)
         if not self.quiet:
             print(plan, file=sys.stderr)
+        step: dict[str, Any] = {"seed": self.config.seed, "accumulate": self.config.accumulate}
+        step |= {"capacity": self.config.capacity}
+        if plan.layout.on_host:
+            if average:
+                raise UserError("training.average does not go with config.mesh.tables='host'.")
+            with jax.default_device(jax.local_devices(backend="cpu")[0]):
+                state = init_state(model, optimizer, self.config.seed, **kept)
+            self.host_step = HostStep(
+                model, config.objective, optimizer, tables=plan.layout.on_host, **step
+            )
+            return to_host(state, plan.layout.on_host), self.host_step
         where: dict[str, Any] = {"mesh": self.mesh, "layout": plan.layout}
-        step = make_step(
-            model,
-            config.objective,
-            optimizer,
-            seed=self.config.seed,
-            accumulate=self.config.accumulate,
-            average=average,
-            capacity=self.config.capacity,
-            **where,
-        )
-        return init_state(model, optimizer, self.config.seed, **kept, **where), step
+        made = make_step(model, config.objective, optimizer, average=average, **step, **where)
+        return init_state(model, optimizer, self.config.seed, **kept, **where), made
 
     def __enter__(self) -> "_Run":
         with contextlib.ExitStack() as stack:
@@ -247,6 +251,8 @@ class _Run:
             if tell:
                 self._tell()
             if save or stopping:
+                if self.host_step is not None:
+                    self.state = self.host_step.settle(self.state)
                 self._check_parameters()
             if evaluate:
                 self._validate()

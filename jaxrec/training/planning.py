@@ -107,7 +107,7 @@ def make_plan(
                 name=name, shape=shape, placement=placement, num_bytes=total, device_bytes=device
             )
         )
-    layout = Layout()
+    layout = Layout(placements=placements)
     if mesh.size > 1:
         layout = Layout(
             axes=("data", "model"), table_axis="model", placements=placements, slack=config.slack
@@ -126,6 +126,10 @@ def make_plan(
 def _place(
     name: str, leaves: list[Any], config: MeshConfig, parts: int, catalogue: bool
 ) -> Placement:
+    small = sum(map(_bytes, leaves)) <= config.replicate_below * 2**20
+    if config.tables == "host":
+        _check_host(name, config, catalogue)
+        return "replicated" if small else "host"
     if parts == 1:
         return "replicated"
     rows, width = max((leaf.shape for leaf in leaves), key=math.prod)
@@ -144,9 +148,22 @@ def _place(
             )
     if config.tables != "auto":
         return config.tables
-    if sum(map(_bytes, leaves)) <= config.replicate_below * 2**20:
+    if small:
         return "replicated"
     return "column" if rows < _FEW_ROWS * parts and by_column and not catalogue else "row"
+
+
+def _check_host(name: str, config: MeshConfig, catalogue: bool) -> None:
+    if config.data != 1 or config.model != 1:
+        raise UserError(
+            "config.mesh.tables='host' is for one device; with several, split the tables among "
+            "them: 'auto' or 'row'."
+        )
+    if catalogue:
+        raise UserError(
+            f"config.mesh.tables='host' cannot be: the loss reads all of table {name!r} at every "
+            "step. Choose an objective that samples, such as SampledSoftmax."
+        )
 
 
 def _limit(config: MeshConfig, mesh: Mesh) -> int:
@@ -166,8 +183,9 @@ def _check_fits(plan: Plan, config: MeshConfig) -> None:
         f"state alone, and a device has {_mib(plan.limit)}. The largest table is "
         f"{largest.name!r}, {largest.shape[0]:,} x {largest.shape[1]}, {_mib(largest.num_bytes)} "
         f"with its slots. Split tables over more devices (config.mesh.model={config.model} now), "
-        "choose a smaller width or an optimiser with fewer slots (sgd, rowwise_adagrad), or set "
-        "config.training.table_dtype=bfloat16."
+        "choose a smaller width or an optimiser with fewer slots (sgd, rowwise_adagrad), set "
+        "config.training.table_dtype=bfloat16, or, with one device, keep them in the host's memory "
+        "with config.mesh.tables=host."
     )
 
 

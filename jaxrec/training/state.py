@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -132,7 +133,16 @@ def _copy(param: jax.Array) -> jax.Array:
     return param.astype(jnp.float32) if param.dtype == jnp.bfloat16 else jnp.copy(param)
 
 
+def all_finite(params: Params) -> bool:
+    """Returns whether no parameter is infinite or not a number."""
+    leaves = jax.tree.leaves(params)
+    on_host = [x for x in leaves if isinstance(x, np.ndarray)]
+    rows = 2**20  # at a time, as the comparison makes arrays of its own
+    if not all(np.isfinite(x[i : i + rows]).all() for x in on_host for i in range(0, len(x), rows)):
+        return False
+    return bool(_all_finite([x for x in leaves if not isinstance(x, np.ndarray)]))
+
+
 @jax.jit
-def all_finite(params: Params) -> jax.Array:
-    """Returns () bool: whether no parameter is infinite or not a number."""
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]).all()
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]).all()

@@ -19,15 +19,14 @@ def tables(seed):
     return users, random.integers(-2, 3, (NUM_ITEMS + 1, 3)).astype(np.float32)
 
 
-def retriever(users, items, config, seen_shapes=None):
+def retriever(users, items, config, seen_shapes=None, blocks=None):
     def make_batch(requests, rows):
         if seen_shapes is not None:
             seen_shapes.append(rows.shape)
         return Batch(users=requests.users[rows], history=requests.padded_history(4, rows))
 
     user_vectors = jax.jit(lambda batch: jnp.asarray(users)[batch.users])
-    item_vectors = jax.jit(lambda: jnp.asarray(items))
-    return RetrieverRecommender(user_vectors, item_vectors, make_batch, config)
+    return RetrieverRecommender(user_vectors, lambda: blocks or [items], make_batch, config)
 
 
 def brute_force(users, items, requests, k, mask_seen):
@@ -50,6 +49,15 @@ def test_equals_brute_force_with_ties(random_dataset, mask_seen, batch_size, ite
     recommended = retriever(users, items, config).recommend(requests, 10, mask_seen=mask_seen)
     assert recommended.dtype == np.int32
     np.testing.assert_array_equal(recommended, brute_force(users, items, requests, 10, mask_seen))
+
+
+def test_a_catalogue_in_blocks_gives_the_same_lists(random_dataset):
+    dataset = random_dataset(0, num_users=NUM_USERS, num_items=NUM_ITEMS, mean_length=8)
+    requests, config = requests_of_split(dataset, "test"), EvaluationConfig(batch_size=16)
+    users, items = tables(4)
+    blocks = [items[:11], items[11:12], items[12:]]
+    found = retriever(users, items, config, blocks=blocks).recommend(requests, 15, mask_seen=True)
+    np.testing.assert_array_equal(found, brute_force(users, items, requests, 15, True))
 
 
 def test_users_who_have_seen_nearly_everything_get_fewer_items(random_dataset):
