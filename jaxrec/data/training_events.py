@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrec.data.dataset import TRAIN, Dataset
 
-CHUNK = 1 << 20  # events read at once
+CHUNK = 1 << 18  # events read at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,9 @@ def _count(split: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, bool]:
         first = int(np.searchsorted(offsets, begin, side="right")) - 1
         last = int(np.searchsorted(offsets, end, side="left"))
         bounds = offsets[first : last + 1].clip(begin, end) - begin
-        running = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
-        counts[first:last] += np.diff(running[bounds]).astype(np.int32)
+        running = np.zeros(len(train) + 1, np.int32)
+        np.cumsum(train, out=running[1:])
+        counts[first:last] += np.diff(running[bounds])
         # A training event after another one may only be the first of its user.
         rises = np.flatnonzero(train & ~np.append(before, train[:-1])) + begin
         leading &= bool((offsets[np.searchsorted(offsets, rises)] == rises).all())
