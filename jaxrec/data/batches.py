@@ -93,7 +93,7 @@ class SequenceBatches:
 
 
 class _Bucket(NamedTuple):
-    """Examples with histories of more than `shorter` events and, cut to max_len, at most `width`."""
+    """Examples with histories of more than `shorter` events; at most `width` after the cut."""
 
     width: int
     shorter: int
