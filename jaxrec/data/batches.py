@@ -211,9 +211,8 @@ class PackedBatches(SequenceBatches):
         flat = np.repeat(row * self.row_len + place - before, size) + order
         shape = (len(numbers), self.row_len)
         history, positives, segments = (np.zeros(shape, np.int32) for _ in range(3))
-        every = np.ones(len(event), bool)
-        history.reshape(-1)[flat] = self.events.items_at(event, every)
-        positives.reshape(-1)[flat] = self.events.items_at(event + 1, every)
+        history.reshape(-1)[flat] = self.events.items_at(event)
+        positives.reshape(-1)[flat] = self.events.items_at(event + 1)
         segments.reshape(-1)[flat] = np.repeat(window - first[row] + 1, size)
         return Batch(history=history, positives=positives, segments=segments, where=segments > 0)
 

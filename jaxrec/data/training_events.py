@@ -31,11 +31,11 @@ class TrainingEvents:
     items: np.ndarray
     labels: np.ndarray | None
 
-    def items_at(self, events: np.ndarray, where: np.ndarray) -> np.ndarray:
+    def items_at(self, events: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         """Returns the items of events as int32, and 0 where `where` is False; shapes are equal."""
         return _taken(self.items, events, where)
 
-    def labels_at(self, events: np.ndarray, where: np.ndarray) -> np.ndarray | None:
+    def labels_at(self, events: np.ndarray, where: np.ndarray | None = None) -> np.ndarray | None:
         """Returns the labels of events, 0 where `where` is False; None without labels."""
         return None if self.labels is None else _taken(self.labels, events, where)
 
@@ -98,6 +98,7 @@ def _compact(array: np.ndarray, split: np.ndarray, total: int) -> np.ndarray:
     return kept
 
 
-def _taken(array: np.ndarray, events: np.ndarray, where: np.ndarray) -> np.ndarray:
-    found = np.asarray(array[np.where(where, events, 0).reshape(-1)]).reshape(events.shape)
-    return np.where(where, found, found.dtype.type(0))
+def _taken(array: np.ndarray, events: np.ndarray, where: np.ndarray | None) -> np.ndarray:
+    read = events if where is None else np.where(where, events, 0)
+    found = np.asarray(array[read.reshape(-1)]).reshape(events.shape)
+    return found if where is None else np.where(where, found, found.dtype.type(0))
