@@ -93,7 +93,7 @@ class SequenceBatches:
 
 
 class _Bucket(NamedTuple):
-    """Examples with histories of more than `shorter` events and, cut to max_len, at most `width`."""
+    """Examples with histories of more than `shorter` events; at most `width` after the cut."""
 
     width: int
     shorter: int
@@ -211,9 +211,8 @@ class PackedBatches(SequenceBatches):
         flat = np.repeat(row * self.row_len + place - before, size) + order
         shape = (len(numbers), self.row_len)
         history, positives, segments = (np.zeros(shape, np.int32) for _ in range(3))
-        every = np.ones(len(event), bool)
-        history.reshape(-1)[flat] = self.events.items_at(event, every)
-        positives.reshape(-1)[flat] = self.events.items_at(event + 1, every)
+        history.reshape(-1)[flat] = self.events.items_at(event)
+        positives.reshape(-1)[flat] = self.events.items_at(event + 1)
         segments.reshape(-1)[flat] = np.repeat(window - first[row] + 1, size)
         return Batch(history=history, positives=positives, segments=segments, where=segments > 0)
 

@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 
-_HALF_ROUNDS = 6  # three for each half: with two, positions of small sets are visibly uneven
+_ROUNDS, _ROUNDS_OF_FEW = 6, 12  # more where halves take so few values that six leave a pattern
+_FEW = 256
 _MIX = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93))  # odd, half of the bits set
 _HIGH = np.uint64(32)
 
@@ -19,16 +20,16 @@ def permute(indices: np.ndarray, n: int, *key: int) -> np.ndarray:
 
     Args:
       indices: integers in [0, n), any shape.
-      n: length of the range, from 1 to 2^62.
-      key: integers from 0; each key gives a shuffle of its own.
+      n: length of the range, from 1 to 2^50.
+      key: integers in [0, 2^64); each key gives a shuffle of its own.
 
     Returns:
       int64 in [0, n), of the shape of the indices; different for different indices.
     """
-    assert 1 <= n <= 2**62
+    assert 1 <= n <= 2**50  # halves far below the 2^32 values of a hash, so that `mod` is fair
     flat = np.asarray(indices).reshape(-1).astype(np.uint64)
     if n > 1:
-        keys = _round_keys(key)
+        keys = _round_keys(key)[: _ROUNDS_OF_FEW if n < _FEW else _ROUNDS]
         flat = _rounds(flat, n, keys)
         outside = np.flatnonzero(flat >= n)
         while len(outside):
@@ -50,7 +51,10 @@ def row_numbers(index: int, batch_size: int, rows: slice | None) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _round_keys(key: tuple[int, ...]) -> tuple[np.uint64, ...]:
-    return tuple(np.random.SeedSequence(key).generate_state(_HALF_ROUNDS, np.uint64))
+    # In words of equal length behind their number, since a SeedSequence takes (1,) for (1, 0).
+    words = [word for part in key for word in (part & 0xFFFFFFFF, part >> 32)]
+    state = np.random.SeedSequence([len(key), *words]).generate_state(_ROUNDS_OF_FEW, np.uint64)
+    return tuple(state)
 
 
 def _rounds(values: np.ndarray, n: int, keys: tuple[np.uint64, ...]) -> np.ndarray:
@@ -59,12 +63,10 @@ def _rounds(values: np.ndarray, n: int, keys: tuple[np.uint64, ...]) -> np.ndarr
     halves = list(np.divmod(values, sizes[1]))
     for number, key in enumerate(keys):
         side = number % 2
-        # The high bits of a product, twice: each bit of the other half reaches all of them.
+        # The high bits of a product depend on all bits of its factors.
         mixed = (halves[1 - side] + key) * _MIX[0]
         mixed ^= mixed >> _HIGH
         mixed *= _MIX[1]
-        mixed >>= _HIGH
-        mixed *= sizes[side]
         mixed >>= _HIGH
         mixed += halves[side]
         halves[side] = mixed % sizes[side]

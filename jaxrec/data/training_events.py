@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrec.data.dataset import TRAIN, Dataset
 
-CHUNK = 1 << 20  # events read at once
+CHUNK = 1 << 18  # events read at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class TrainingEvents:
     items: np.ndarray
     labels: np.ndarray | None
 
-    def items_at(self, events: np.ndarray, where: np.ndarray) -> np.ndarray:
+    def items_at(self, events: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         """Returns the items of events as int32, and 0 where `where` is False; shapes are equal."""
         return _taken(self.items, events, where)
 
-    def labels_at(self, events: np.ndarray, where: np.ndarray) -> np.ndarray | None:
+    def labels_at(self, events: np.ndarray, where: np.ndarray | None = None) -> np.ndarray | None:
         """Returns the labels of events, 0 where `where` is False; None without labels."""
         return None if self.labels is None else _taken(self.labels, events, where)
 
@@ -78,8 +78,9 @@ def _count(split: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, bool]:
         first = int(np.searchsorted(offsets, begin, side="right")) - 1
         last = int(np.searchsorted(offsets, end, side="left"))
         bounds = offsets[first : last + 1].clip(begin, end) - begin
-        running = np.concatenate([[0], np.cumsum(train, dtype=np.int32)])
-        counts[first:last] += np.diff(running[bounds]).astype(np.int32)
+        running = np.zeros(len(train) + 1, np.int32)
+        np.cumsum(train, out=running[1:])
+        counts[first:last] += np.diff(running[bounds])
         # A training event after another one may only be the first of its user.
         rises = np.flatnonzero(train & ~np.append(before, train[:-1])) + begin
         leading &= bool((offsets[np.searchsorted(offsets, rises)] == rises).all())
@@ -97,6 +98,7 @@ def _compact(array: np.ndarray, split: np.ndarray, total: int) -> np.ndarray:
     return kept
 
 
-def _taken(array: np.ndarray, events: np.ndarray, where: np.ndarray) -> np.ndarray:
-    found = np.asarray(array[np.where(where, events, 0).reshape(-1)]).reshape(events.shape)
-    return np.where(where, found, found.dtype.type(0))
+def _taken(array: np.ndarray, events: np.ndarray, where: np.ndarray | None) -> np.ndarray:
+    read = events if where is None else np.where(where, events, 0)
+    found = np.asarray(array[read.reshape(-1)]).reshape(events.shape)
+    return found if where is None else np.where(where, found, found.dtype.type(0))

@@ -103,7 +103,6 @@ def test_packed_shows_every_pair_of_neighbours_once(
     dataset: Dataset, max_len: int, row_len: int
 ) -> None:
     config = SequenceData(max_len=max_len, targets="packed", row_len=row_len)
-    # With one row a batch the first epoch ends where its rows end.
     seen = [w for b in epoch(config.batches(dataset, 1, seed=1), 0) for w in windows(b)]
     pairs = Counter(p for h, t in seen for p in zip(h, t, strict=True))
     expected = Counter(
@@ -135,18 +134,24 @@ def test_packed_leaves_no_room_that_the_next_window_would_fill(dataset: Dataset)
     assert all(count > 11 - 5 for count in filled[:-1])
 
 
-@pytest.mark.parametrize("batch_size", [3, 8])
-def test_packed_wraps_to_fill_a_batch(dataset: Dataset, batch_size: int) -> None:
-    whole = [
-        w for b in epoch(SequenceData(max_len=5).batches(dataset, 1, seed=1), 0) for w in windows(b)
-    ]
-    batches = SequenceData(max_len=5).batches(dataset, batch_size, seed=1)
-    seen = Counter(w for b in epoch(batches, 0) for w in windows(b))
-    # The last batch is filled up with the first rows, or left out when less than half full.
-    assert set(seen) <= set(whole)
-    assert max((seen - Counter(whole)).values(), default=0) <= 1
-    missing = sum((Counter(whole) - seen).values())
-    assert missing < len(whole) / batches.steps_per_epoch
+@pytest.mark.parametrize("batch_size", [2, 3, 8, 100])
+@pytest.mark.parametrize("row_len", [0, 11])
+def test_packed_loses_and_repeats_nothing_in_any_epoch(
+    dataset: Dataset, batch_size: int, row_len: int
+) -> None:
+    config = SequenceData(max_len=5, row_len=row_len)
+    expected = Counter(
+        pair for h in train_histories(dataset) for pair in zip(h[:-1], h[1:], strict=True)
+    )
+    for seed in range(4):
+        batches = config.batches(dataset, batch_size, seed=seed)
+        for number in range(5):
+            seen = [w for b in epoch(batches, number) for w in windows(b)]
+            pairs = Counter(p for h, t in seen for p in zip(h, t, strict=True))
+            assert pairs == expected
+            # Rows are dealt evenly: no batch is left nearly empty.
+            filled = [int((b.history > 0).any(axis=1).sum()) for b in epoch(batches, number)]
+            assert max(filled) - min(filled) <= 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
@@ -203,7 +208,8 @@ def test_shapes_and_dtypes_are_static_and_padding_is_zero(config: Any, dataset: 
 
 
 def leaves(batch: Batch) -> list[bytes]:
-    arrays = (batch.users, batch.history, batch.segments, batch.positives, batch.where)
+    fields = (batch.users, batch.history, batch.segments, batch.positives, batch.where)
+    arrays = (*fields, batch.labels)
     return [b"" if x is None else np.ascontiguousarray(x).tobytes() for x in arrays]
 
 

@@ -53,12 +53,13 @@ def test_a_poisoned_batch_stops_at_its_step_and_keeps_the_last_good_checkpoint(
 ) -> None:
     assert dataset.labels is not None
     config = config_of("ratings", batch_size=32, log_every=50, checkpoint_every=5)
-    batches = config.data.batches(dataset, 32, config.training.seed)
     wanted = 13
     # The label of one event of the thirteenth batch is not a number.
     labels = np.array(dataset.labels)
-    row = batches._plan(0)[32 * (wanted - 1)]
-    labels[row] = np.nan
+    numbers = np.arange(len(labels), dtype=np.float32)
+    numbered = dataclasses.replace(dataset, labels=numbers)
+    batches = config.data.batches(numbered, 32, config.training.seed)
+    labels[int(batches.batch(wanted - 1).labels[0])] = np.nan
     poisoned = dataclasses.replace(dataset, labels=labels)
     with pytest.raises(UserError, match=rf"the loss of step {wanted} is nan\. The checkpoints"):
         train(config, poisoned, tmp_path, quiet=True)
