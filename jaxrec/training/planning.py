@@ -21,10 +21,11 @@ class TablePlan:
     Attributes:
       name: the parameter's name.
       shape: (rows, width) of the whole table.
-      placement: whole on each device, or split by row or by column.
+      placement: whole on each device, split by row or by column, or in the host's memory.
       num_bytes: of the table, its optimiser slots and its running average, on all devices together
         if there was one copy.
-      device_bytes: of the same on one device.
+      device_bytes: of the same on one device; 0 for a table in the host's memory, of which only
+        the rows of a batch come to the device.
     """
 
     name: str
@@ -98,10 +99,12 @@ def make_plan(
         placement = _place(name, mine, config, parts, name in catalogue)
         placements[name] = placement
         total = sum(map(_bytes, mine))
-        split = 1 if placement == "replicated" else parts
-        device = (
-            -(-shape[0] // split) * (total // shape[0]) if placement == "row" else total // split
-        )
+        device = {
+            "replicated": total,
+            "row": -(-shape[0] // parts) * (total // shape[0]),
+            "column": total // parts,
+            "host": 0,
+        }[placement]
         tables.append(
             TablePlan(
                 name=name, shape=shape, placement=placement, num_bytes=total, device_bytes=device
