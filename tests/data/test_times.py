@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.data.times import parse_moment, to_times
+from jaxrec.data import build
+from jaxrec.data.times import choose_spelling, examine, parse_moment, to_times
 from jaxrec.typing import UserError
 
 DAY_NS = 86_400 * 10**9
