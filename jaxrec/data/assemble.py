@@ -134,7 +134,9 @@ def assemble(
     )
     names = [name for name in ARRAYS if name != "labels" or "label" in recipe.columns]
     sink = Sink(directory, kept.num_events, shard_events, names)
-    user_index, item_index = (np.cumsum(marks, dtype=np.int32) for marks in (kept.users, kept.items))
+    user_index, item_index = (
+        np.cumsum(marks, dtype=np.int32) for marks in (kept.users, kept.items)
+    )
     parts, label_sum = np.zeros(len(SPLITS), np.int64), 0.0
     lengths = np.zeros(len(tables[0]) + 1, np.int64)
     for chunk in kept.chunks(events):

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from jaxrec.data.dataset import SPLITS
 from jaxrec.data.engines import ROWS_OF_A_FILE, Conversion, Engine
 from jaxrec.data.recipe import Recipe
 from jaxrec.data.report import Report
 from jaxrec.data.spool import Spool
-from jaxrec.data.dataset import SPLITS
 from jaxrec.data.times import (
     BAD_TIME,
     Spelling,
@@ -116,7 +116,9 @@ def read_log(
         .join(engine.table(item_table), on="item", how="inner")
         .select(nw.col("user_number").alias("user"), nw.col("item_number").alias("item"), *chosen)
     )
-    events = Spool(directory, {name: kind for name, kind in DTYPES.items() if name in recipe.columns})
+    events = Spool(
+        directory, {name: kind for name, kind in DTYPES.items() if name in recipe.columns}
+    )
     done, total = 0, report.left_events
     for chunk in engine.in_order(numbered):
         events.append(chunk)
@@ -138,7 +140,8 @@ def _typed(
             conversions[role] = Conversion(id_texts, pa.string())
     bad_numbers = 0
     if "time" in kinds and not kinds["time"].is_integer():
-        spelling, bad_numbers = _spelling(engine, frame, kinds["time"])
+        chunks = engine.examine(frame, "time", examine)
+        spelling, bad_numbers = choose_spelling(chunks), sum(c.not_numbers for c in chunks)
         conversions["time"] = Conversion(partial(to_times, spelling=spelling), pa.int64())
     if "label" in kinds and not (kinds["label"].is_numeric() or kinds["label"] == nw.Boolean):
         conversions["label"] = Conversion(_labels, pa.float64())
@@ -186,13 +189,6 @@ def _typed_column(role: str, kind: nw.dtypes.DType) -> nw.Expr:
     for word, number in SPLITS.items():
         code = nw.when(words == word).then(nw.lit(number)).otherwise(code)
     return code.cast(nw.UInt8).alias("split")
-
-
-def _spelling(engine: Engine, frame: Frame, kind: nw.dtypes.DType) -> tuple[Spelling, int]:
-    if isinstance(kind, nw.Datetime | nw.Date):
-        return "dates", 0
-    chunks = engine.examine(frame, "time", examine)
-    return choose_spelling(chunks), sum(chunk.not_numbers for chunk in chunks)
 
 
 def _labels(values: pd.Series) -> pd.Series:

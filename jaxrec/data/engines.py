@@ -134,9 +134,7 @@ def open_engine(
         ) from None
 
 
-def convert_batch(
-    batch: pa.RecordBatch, conversions: Mapping[str, Conversion]
-) -> pa.RecordBatch:
+def convert_batch(batch: pa.RecordBatch, conversions: Mapping[str, Conversion]) -> pa.RecordBatch:
     """Applies conversions to a batch of Arrow; other columns pass untouched."""
     columns = []
     for name in batch.schema.names:

@@ -183,7 +183,8 @@ def _core(
             own[few] = 0
             others -= _events_of(events, marks, few, role, other, len(others))
             others[gone[other]] = 0
-    rule = f"k-core (min_user_events={recipe.min_user_events}, min_item_events={recipe.min_item_events})"
+    least_user, least_item = recipe.min_user_events, recipe.min_item_events
+    rule = f"k-core (min_user_events={least_user}, min_item_events={least_item})"
     return report.note(rule, *counts.totals(), blame=blame)
 
 

@@ -166,9 +166,7 @@ def unreadable(path: Path, error: Exception) -> UserError:
 def _csv_options(path: Path, columns: Sequence[str]) -> dict[str, object]:
     return {
         "read_options": pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-        "parse_options": pa.csv.ParseOptions(
-            delimiter=separator_of(path), newlines_in_values=True
-        ),
+        "parse_options": pa.csv.ParseOptions(delimiter=separator_of(path), newlines_in_values=True),
         "convert_options": pa.csv.ConvertOptions(
             include_columns=list(columns),
             column_types={name: pa.string() for name in columns},

@@ -60,7 +60,11 @@ class ShardedArray:
             return self.parts[part][position - self._start(part)]
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
-            return self._slice(start, stop) if step == 1 else self._take(np.arange(*(start, stop, step)))
+            return (
+                self._slice(start, stop)
+                if step == 1
+                else self._take(np.arange(*(start, stop, step)))
+            )
         chosen = np.asarray(index)
         if chosen.dtype == bool:
             return self._mask(chosen)
@@ -90,7 +94,9 @@ class ShardedArray:
         )
 
     def _take(self, index: np.ndarray) -> np.ndarray:
-        index = index.astype(np.int64, copy=False) if index.size else np.zeros(index.shape, np.int64)
+        index = (
+            index.astype(np.int64, copy=False) if index.size else np.zeros(index.shape, np.int64)
+        )
         if index.size and (index.min() < -len(self) or index.max() >= len(self)):
             raise IndexError(f"an index is out of bounds for an array of {len(self)} elements")
         index = np.where(index < 0, index + len(self), index)

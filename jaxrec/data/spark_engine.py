@@ -43,7 +43,9 @@ def open_spark() -> Iterator["SparkEngine"]:
             yield SparkEngine(SparkSession.builder.getOrCreate())
     except (PySparkException, RuntimeError) as error:
         words = str(error).strip() or type(error).__name__
-        raise UserError(f"Spark cannot prepare this log ({words.splitlines()[0][:200]}).") from error
+        raise UserError(
+            f"Spark cannot prepare this log ({words.splitlines()[0][:200]})."
+        ) from error
 
 
 class SparkEngine:
@@ -116,7 +118,12 @@ class SparkEngine:
             chosen = [f.col(name).alias(role) for role, name in quoted.items()]
         else:
             frame = self.session.read.csv(
-                where, header=True, sep=separator_of(path), multiLine=True, escape='"', mode="FAILFAST"
+                where,
+                header=True,
+                sep=separator_of(path),
+                multiLine=True,
+                escape='"',
+                mode="FAILFAST",
             )
             row = f.monotonically_increasing_id()  # text that may hold line ends is one partition
             words = list(MISSING_WORDS)

@@ -42,7 +42,7 @@ class Examined(NamedTuple):
 
 
 def examine(values: pd.Series) -> Examined:
-    """Looks at a chunk of a column of numbers or texts."""
+    """Looks at a chunk of a column of numbers, texts or dates."""
     numbers, integers = _numbers(values)
     whole = integers or bool((np.floor(numbers) == numbers)[~np.isnan(numbers)].all())
     bad = int(np.count_nonzero(not_numbers(values)))
@@ -129,13 +129,18 @@ def _numbers(values: pd.Series) -> tuple[np.ndarray, bool]:
     """Returns int64 and True, or float64 with NaN where there is no number, and False."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype(values.cat.categories.dtype)
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return np.full(len(values), np.nan), False
     if pd.api.types.is_float_dtype(values.dtype):
         return values.to_numpy(np.float64, na_value=np.nan), False
     if not pd.api.types.is_numeric_dtype(values.dtype):
         texts = _arrow_texts(values)
-        if texts is not None and pa.compute.all(
-            pa.compute.match_substring_regex(texts, _INTEGER), min_count=0
-        ).as_py():
+        if (
+            texts is not None
+            and pa.compute.all(
+                pa.compute.match_substring_regex(texts, _INTEGER), min_count=0
+            ).as_py()
+        ):
             return texts.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), True
         values = pd.to_numeric(values, errors="coerce")
     if pd.api.types.is_signed_integer_dtype(values.dtype):

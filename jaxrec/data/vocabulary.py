@@ -20,7 +20,8 @@ def id_texts(values: pd.Series) -> pd.Series:
         uniques = pd.Index(uniques.astype(uniques.categories.dtype))
     texts = _as_text(pd.Index(uniques))
     texts = texts.where(texts != "")
-    return pd.Series(texts.take(codes).where(codes >= 0), index=values.index, dtype="str")
+    texts = texts.append(pd.Index([None], dtype="str"))
+    return pd.Series(texts.take(np.where(codes < 0, len(texts) - 1, codes)), index=values.index)
 
 
 def vocabulary_order(ids: pd.Index) -> np.ndarray:

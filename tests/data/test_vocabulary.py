@@ -16,7 +16,6 @@ def encode_ids(values: pd.Series) -> pd.Categorical:
     return pd.Categorical(texts, categories=ids[vocabulary_order(ids)])
 
 
-
 @pytest.mark.parametrize(
     "values",
     [
