@@ -1,7 +1,6 @@
 """Reading: every format gives the same frame, every damage one sentence."""
 
 import gzip
-import importlib.util
 from pathlib import Path
 
 import pandas as pd
@@ -51,20 +50,9 @@ def test_every_format_gives_the_needed_columns(tmp_path: Path, name: str) -> Non
     check(load(write(tmp_path, name)))
 
 
-@pytest.mark.filterwarnings("ignore")  # those of Spark about pandas 3 are not ours
-@pytest.mark.parametrize("engine", ["duckdb", "spark"])
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.parquet"])
-def test_engines_give_the_same_frame(tmp_path: Path, engine: str, name: str) -> None:
-    pytest.importorskip({"spark": "pyspark"}.get(engine, engine), reason="an optional extra")
-    check(load(write(tmp_path, name), engine))
-
-
-@pytest.mark.parametrize("engine", ["duckdb", "spark"])
-def test_an_engine_that_is_absent_is_named_with_its_extra(tmp_path: Path, engine: str) -> None:
-    if importlib.util.find_spec({"spark": "pyspark"}.get(engine, engine)):
-        pytest.skip(f"{engine} is installed")
-    with pytest.raises(UserError, match=rf"pip install jaxrec\[{engine}\]"):
-        load(write(tmp_path, "a.csv"), engine)
+def test_duckdb_gives_the_same_frame(tmp_path: Path, name: str) -> None:
+    check(load(write(tmp_path, name), "duckdb"))
 
 
 def test_a_frame_is_left_alone() -> None:
