@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrec.data.clean import DTYPES, Log
 from jaxrec.data.dataset import Dataset
 from jaxrec.data.recipe import Options, Recipe
-from jaxrec.data.spool import CHUNK_EVENTS, Column, Spool
+from jaxrec.data.spool import CHUNK_EVENTS, DTYPES, Column, Log, Spool
 from jaxrec.typing import UserError
 
 _MAY_CHANGE = ("valid_from", "test_from")

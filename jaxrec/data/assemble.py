@@ -24,7 +24,7 @@ from jaxrec.typing import UserError
 
 type Table = str | Path | pd.DataFrame
 
-ARRAYS = {
+ARRAYS: dict[str, np.dtype] = {
     "users": np.dtype(np.int32),
     "items": np.dtype(np.int32),
     "times": np.dtype(np.int64),
@@ -99,7 +99,7 @@ def assemble(
     """Makes the dataset of the events that are left, in memory or in a directory.
 
     Args:
-      events: columns as in `jaxrec.data.clean.Log`.
+      events: columns as in `jaxrec.data.spool.Log`.
       kept: which of them are left.
       recipe: how to split.
       user_ids, item_ids: the original ids.
@@ -142,7 +142,7 @@ def assemble(
     for chunk in kept.chunks(events):
         if "time" not in chunk:
             chunk["time"] = positions(chunk["user"])[0]
-        arrays = {
+        arrays: dict[str, Any] = {
             "users": user_index[chunk["user"]],
             "items": item_index[chunk["item"]],
             "times": chunk["time"],

@@ -5,7 +5,6 @@ become numbers, and events that lack one of them go. The rules that look at hist
 in `jaxrec.data.histories`.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxrec.data.dataset import SPLITS
 from jaxrec.data.engines import ROWS_OF_A_FILE, Conversion, Engine
 from jaxrec.data.recipe import Recipe
 from jaxrec.data.report import Report
-from jaxrec.data.spool import Spool
+from jaxrec.data.spool import DTYPES, Log, Spool
 from jaxrec.data.times import (
     BAD_TIME,
     Spelling,
@@ -34,13 +33,6 @@ from jaxrec.typing import UserError
 
 type Frame = nw.LazyFrame[Any]
 
-DTYPES = {
-    "user": np.int32,
-    "item": np.int32,
-    "time": np.int64,
-    "label": np.float32,
-    "split": np.uint8,
-}
 _MISSING = ("missing user or item", "missing time", "missing label")
 _KEPT = len(_MISSING)
 _LARGEST_LABEL = float(np.finfo(np.float32).max)
@@ -51,25 +43,6 @@ _WANTED = {
     "label": "no finite number",
     "split": "none of the words train, valid and test",
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Log:
-    """Events in order of user, time and source, as far as they have all that they need.
-
-    Attributes:
-      events: columns `user` and `item`, positions in the vocabularies from 0, and `time`, `label`
-        and `split` as far as the recipe names them.
-      users, items: the original ids as text; some may have no event that is left in the end.
-      dates: whether times are nanoseconds since 1970; otherwise they are the log's own numbers.
-      report: what was dropped so far.
-    """
-
-    events: Spool
-    users: pd.Index
-    items: pd.Index
-    dates: bool
-    report: Report
 
 
 def read_log(
@@ -165,9 +138,9 @@ def _typed(
             blame("time", int(bad["row"]))
     for role, is_bad in (("label", nw.col("label").abs() > _LARGEST_LABEL), ("split", _NO_WORD)):
         if role in kinds and not kinds[role].is_integer():
-            row = engine.collect(frame.filter(is_bad).select(nw.col("row").min())).iloc[0, 0]
-            if not pd.isna(row):
-                blame(role, int(row))
+            first = engine.collect(frame.filter(is_bad).select(nw.col("row").min()))["row"].dropna()
+            if len(first):
+                blame(role, int(first.iloc[0]))
     if "label" in kinds:
         frame = frame.with_columns(nw.col("label").cast(nw.Float32))
     return frame, spelling in ("dates", "seconds")
@@ -188,13 +161,13 @@ def _typed_column(role: str, kind: nw.dtypes.DType) -> nw.Expr:
     code: Any = nw.lit(len(SPLITS))
     for word, number in SPLITS.items():
         code = nw.when(words == word).then(nw.lit(number)).otherwise(code)
-    return code.cast(nw.UInt8).alias("split")
+    return code.cast(nw.Int32).alias("split")
 
 
 def _labels(values: pd.Series) -> pd.Series:
     """Reads numbers in a column of texts; what is none becomes infinite."""
-    numbers = pd.to_numeric(values.astype(object).replace(_TRUTH), errors="coerce")
-    numbers = numbers.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+    read = pd.to_numeric(values.astype(object).replace(_TRUTH), errors="coerce")
+    numbers = read.astype("Float64").to_numpy(np.float64, na_value=np.nan)
     return pd.Series(np.where(np.isnan(numbers) & values.notna(), np.inf, numbers))
 
 

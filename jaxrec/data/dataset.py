@@ -19,12 +19,12 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
-from jaxrec.data.shards import EventArray, ShardedArray, num_shards, shard_names
+from jaxrec.data.shards import ShardedArray, num_shards, shard_names
 from jaxrec.data.spool import CHUNK_EVENTS
 from jaxrec.typing import UserError
 
@@ -79,7 +79,8 @@ class Manifest:
 class Dataset:
     """Events sorted by user, then time, then source order. Arrays may be memory maps: do not write.
 
-    Where the events lie in several files, an array is a `ShardedArray`, which is indexed alike.
+    Where events lie in several files, an array is a `ShardedArray`: it is indexed as an array is,
+    so it has the type of one here. For more than indexing and comparing, take `np.asarray` of it.
 
     Attributes:
       manifest: counts and fingerprints.
@@ -92,11 +93,11 @@ class Dataset:
     """
 
     manifest: Manifest
-    users: EventArray
-    items: EventArray
-    times: EventArray
-    split: EventArray
-    labels: EventArray | None
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    split: np.ndarray
+    labels: np.ndarray | None
     user_vocabulary: pd.DataFrame
     item_vocabulary: pd.DataFrame
     stored_offsets: np.ndarray | None = None
@@ -188,14 +189,14 @@ def open_dataset(path: str | Path) -> Dataset:
     )
 
 
-def _load(path: Path, manifest: Manifest, name: str) -> EventArray:
+def _load(path: Path, manifest: Manifest, name: str) -> np.ndarray:
     length, size = manifest.num_events, manifest.shard_events
     names = shard_names(name, num_shards(length, size))
     parts = [
         _load_file(path / file, min(size, length - number * size))
         for number, file in enumerate(names)
     ]
-    return parts[0] if len(parts) == 1 else ShardedArray(parts)
+    return parts[0] if len(parts) == 1 else cast(np.ndarray, ShardedArray(parts))
 
 
 def _load_file(path: Path, length: int) -> np.ndarray:

@@ -9,9 +9,8 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import narwhals as nw
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -19,6 +18,9 @@ import pyarrow as pa
 from jaxrec.data.readers import read
 from jaxrec.data.recipe import choose
 from jaxrec.typing import UserError
+
+if TYPE_CHECKING:
+    import narwhals as nw
 
 ENGINES = ("pandas", "duckdb", "spark")
 ROWS_OF_A_FILE = 1 << 40  # row = file number * this + row in the file
@@ -38,68 +40,70 @@ class Conversion(NamedTuple):
 class Engine(Protocol):
     """What the preparation asks of an engine. Frames are lazy where the engine is."""
 
-    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> nw.LazyFrame[Any]:
+    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
         """Reads columns, named by role, and adds `row`: the source order of each event."""
 
-    def table(self, frame: pd.DataFrame) -> nw.LazyFrame[Any]:
+    def table(self, frame: pd.DataFrame) -> "nw.LazyFrame[Any]":
         """Takes a small table into the engine."""
 
     def convert(
-        self, frame: nw.LazyFrame[Any], conversions: Mapping[str, Conversion]
-    ) -> nw.LazyFrame[Any]:
+        self, frame: "nw.LazyFrame[Any]", conversions: Mapping[str, Conversion]
+    ) -> "nw.LazyFrame[Any]":
         """Replaces columns by functions of them, once: the result is kept."""
 
     def examine[T](
-        self, frame: nw.LazyFrame[Any], column: str, function: Callable[[pd.Series], T]
+        self, frame: "nw.LazyFrame[Any]", column: str, function: Callable[[pd.Series], T]
     ) -> list[T]:
         """Returns a function's value for each chunk of a column."""
 
-    def collect(self, frame: nw.LazyFrame[Any]) -> pd.DataFrame:
+    def collect(self, frame: "nw.LazyFrame[Any]") -> pd.DataFrame:
         """Brings a small result into memory."""
 
-    def in_order(self, frame: nw.LazyFrame[Any]) -> Iterator[dict[str, np.ndarray]]:
+    def in_order(self, frame: "nw.LazyFrame[Any]") -> Iterator[dict[str, np.ndarray]]:
         """Gives the columns of all events in chunks, sorted by user, time (if there) and row."""
 
 
 class PandasEngine:
     """Everything in memory, in frames of pandas."""
 
-    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> nw.LazyFrame[Any]:
+    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
         parts = [read(path, list(columns.values())) for path in paths]
         frame = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
         rows = [i * ROWS_OF_A_FILE + np.arange(len(part)) for i, part in enumerate(parts)]
         return self._lazy(frame, columns, np.concatenate(rows))
 
-    def of_frame(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> nw.LazyFrame[Any]:
+    def of_frame(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
         """Takes a log that is in memory; as `scan`."""
         return self._lazy(frame, columns, np.arange(len(frame)))
 
-    def table(self, frame: pd.DataFrame) -> nw.LazyFrame[Any]:
+    def table(self, frame: pd.DataFrame) -> "nw.LazyFrame[Any]":
+        import narwhals as nw
+
         return nw.from_native(frame).lazy()
 
     def convert(
-        self, frame: nw.LazyFrame[Any], conversions: Mapping[str, Conversion]
-    ) -> nw.LazyFrame[Any]:
+        self, frame: "nw.LazyFrame[Any]", conversions: Mapping[str, Conversion]
+    ) -> "nw.LazyFrame[Any]":
         native = self.collect(frame)
         changed = {name: c.function(native[name]) for name, c in conversions.items()}
         return self.table(native.assign(**changed))
 
     def examine[T](
-        self, frame: nw.LazyFrame[Any], column: str, function: Callable[[pd.Series], T]
+        self, frame: "nw.LazyFrame[Any]", column: str, function: Callable[[pd.Series], T]
     ) -> list[T]:
         return [function(self.collect(frame.select(column))[column])]
 
-    def collect(self, frame: nw.LazyFrame[Any]) -> pd.DataFrame:
+    def collect(self, frame: "nw.LazyFrame[Any]") -> pd.DataFrame:
         return frame.collect().to_pandas()
 
-    def in_order(self, frame: nw.LazyFrame[Any]) -> Iterator[dict[str, np.ndarray]]:
+    def in_order(self, frame: "nw.LazyFrame[Any]") -> Iterator[dict[str, np.ndarray]]:
         columns = to_arrays(self.collect(frame))
         order = _order(columns)
         yield {name: values[order] for name, values in columns.items()}
 
     def _lazy(
         self, frame: pd.DataFrame, columns: Mapping[str, str], rows: np.ndarray
-    ) -> nw.LazyFrame[Any]:
+    ) -> "nw.LazyFrame[Any]":
         chosen = {role: frame[column].array for role, column in columns.items()}
         return self.table(pd.DataFrame({**chosen, "row": rows}, copy=False))
 
@@ -161,7 +165,7 @@ def to_arrays(frame: pd.DataFrame | pa.RecordBatch) -> dict[str, np.ndarray]:
     if isinstance(frame, pa.RecordBatch):
         names = frame.schema.names
         return {name: frame.column(name).to_numpy(zero_copy_only=False) for name in names}
-    return {name: _plain(frame[name]) for name in frame}
+    return {str(name): _plain(frame[name]) for name in frame}
 
 
 def _plain(values: pd.Series) -> np.ndarray:

@@ -59,7 +59,7 @@ def apply_rules(
     """Applies the rules for histories, then the k-core.
 
     Args:
-      events: columns as in `jaxrec.data.clean.Log`.
+      events: columns as in `jaxrec.data.spool.Log`.
       recipe: which rules.
       report: goes on from here.
       num_users, num_items: sizes of the vocabularies.

@@ -10,13 +10,13 @@ import pandas as pd
 
 from jaxrec.data.append import merge, recipe_of
 from jaxrec.data.assemble import Table, assemble
-from jaxrec.data.clean import Log, read_log
 from jaxrec.data.dataset import SHARD_EVENTS, Dataset, open_dataset
 from jaxrec.data.downloads import NAMES, default_directory, fetch
 from jaxrec.data.engines import PandasEngine, open_engine
 from jaxrec.data.histories import apply_rules
 from jaxrec.data.readers import check_columns, check_files, find_files
 from jaxrec.data.recipe import Options, Recipe
+from jaxrec.data.spool import Log
 from jaxrec.data.store import appearing, check_output
 from jaxrec.data.synthetic import synthetic
 from jaxrec.typing import UserError
@@ -164,6 +164,8 @@ class _Means:
 
 
 def _read(given: _Given, recipe: Recipe, means: _Means, earlier: Dataset | None = None) -> Log:
+    from jaxrec.data.clean import read_log  # loads Narwhals, which training does not need
+
     known: dict[str, Any] = {}
     if earlier is not None:
         known = {

@@ -108,9 +108,6 @@ class ShardedArray:
         return result
 
 
-type EventArray = np.ndarray | ShardedArray
-
-
 def shard_names(name: str, shards: int) -> list[str]:
     """Returns the files of an array: items.npy, or items-00000-of-00003.npy and so on."""
     if shards == 1:

@@ -1,12 +1,23 @@
 """Columns of events on their way: written once from front to back, then read in slices."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
+
+from jaxrec.data.report import Report
 
 CHUNK_EVENTS = 1 << 20
+DTYPES = {
+    "user": np.int32,
+    "item": np.int32,
+    "time": np.int64,
+    "label": np.float32,
+    "split": np.uint8,
+}
 
 
 class Column(Protocol):
@@ -88,6 +99,25 @@ class Spool:
             if isinstance(column, _FileColumn):
                 column.path.unlink()
         self.columns = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+    """Events in order of user, time and source, as far as they have all that they need.
+
+    Attributes:
+      events: columns `user` and `item`, positions in the vocabularies from 0, and `time`, `label`
+        and `split` as far as the recipe names them.
+      users, items: the original ids as text; some may have no event that is left in the end.
+      dates: whether times are nanoseconds since 1970; otherwise they are the log's own numbers.
+      report: what was dropped so far.
+    """
+
+    events: Spool
+    users: pd.Index
+    items: pd.Index
+    dates: bool
+    report: Report
 
 
 def read_chunk(columns: Mapping[str, Column], where: slice) -> dict[str, np.ndarray]:

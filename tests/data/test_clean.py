@@ -24,8 +24,8 @@ def clean(frame: pd.DataFrame, recipe: Recipe) -> tuple[pd.DataFrame, list[dict]
     data = build(frame, **dataclasses.asdict(recipe))
     users, items = data.user_vocabulary["id"], data.item_vocabulary["id"]
     columns = {
-        "user": pd.Categorical.from_codes(data.users - 1, categories=users),
-        "item": pd.Categorical.from_codes(data.items - 1, categories=items),
+        "user": pd.Categorical.from_codes((data.users - 1).tolist(), categories=pd.Index(users)),
+        "item": pd.Categorical.from_codes((data.items - 1).tolist(), categories=pd.Index(items)),
         "time": data.times,
     }
     if data.labels is not None:

@@ -91,7 +91,7 @@ def write(directory: Path, kind: str) -> list[Path]:
 
 
 KINDS = ("numbers", "floats", "stamps", "dates.parquet", "dates.csv.gz", "dates.tsv")
-COLUMNS = {"user_column": "user", "item_column": "item", "time_column": "when"}
+COLUMNS: dict[str, Any] = {"user_column": "user", "item_column": "item", "time_column": "when"}
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {"label_column": "stars"},
     "strict": {

@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -147,7 +148,7 @@ COLUMN_TYPES = [
 
 @pytest.mark.parametrize(("column", "values", "before", "after"), COLUMN_TYPES)
 def test_a_type_that_changes_between_files_is_named(
-    tmp_path: Path, column: str, values: object, before: str, after: str
+    tmp_path: Path, column: str, values: Any, before: str, after: str
 ) -> None:
     frame = pd.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2]})
     frame.to_parquet(tmp_path / "a.parquet")

@@ -11,7 +11,7 @@ from jaxrec.typing import UserError
 DAY_NS = 86_400 * 10**9
 
 
-def convert(values: object) -> tuple[np.ndarray, bool]:
+def convert(values: object) -> tuple[pd.Series, bool]:
     """Converts a column in two chunks; returns the times and whether they are nanoseconds."""
     series = pd.Series(values)
     cut = len(series) // 2
