@@ -34,6 +34,7 @@ lint: install ## Check style, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/prepare.py
 
 format: install ## Fix what ruff can fix, and format.
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,11 @@
 """Makes a dataset directory of a raw log.
 
 python scripts/prepare.py --input=ratings.csv --output=data/ratings --time_column=timestamp
+python scripts/prepare.py --input=today.csv --output=data/ratings --append
 """
 
+import sys
+import time
 from typing import cast
 
 from _main import run
@@ -10,11 +13,12 @@ from absl import flags
 
 from jaxrec.data import format_report, prepare
 from jaxrec.data.downloads import NAMES
-from jaxrec.data.readers import ENGINES
+from jaxrec.data.engines import ENGINES
 from jaxrec.data.recipe import KEEP_NAMES, SPLIT_NAMES, Options, Recipe, choose
 from jaxrec.typing import UserError
 
 _DEFAULTS = Recipe()
+_PROGRESS_SECONDS = 5.0
 
 flags.DEFINE_multi_string(
     "input",
@@ -57,7 +61,21 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("test_from", None, "Start of test for --split=temporal.")
 flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of --split=random and of --input=synthetic.")
-flags.DEFINE_string("engine", "pandas", f"What reads the files: {', '.join(ENGINES)}.")
+flags.DEFINE_string(
+    "engine",
+    "duckdb",
+    f"What carries files: {', '.join(ENGINES)}. duckdb needs the memory of --memory_limit and of "
+    "the vocabularies; pandas holds the log in memory; spark takes the session that is configured.",
+)
+flags.DEFINE_string(
+    "memory_limit", None, "For duckdb, such as 4GB; the rest goes to the disk. Default: 80% of RAM."
+)
+flags.DEFINE_bool(
+    "append",
+    False,
+    "Add the events of --input to the dataset in --output, with the recipe that it was prepared "
+    "with. Its indices stay; new users and items come after them.",
+)
 flags.DEFINE_bool("overwrite", False, "Replace a dataset that is there already.")
 flags.DEFINE_string(
     "local", None, "For a named --input, a copy of its archive: no network is used."
@@ -81,9 +99,12 @@ def main() -> None:
         items=FLAGS.items,
         users=FLAGS.users,
         engine=FLAGS.engine,
+        memory_limit=FLAGS.memory_limit,
+        append=FLAGS.append,
         overwrite=FLAGS.overwrite,
         local=FLAGS.local,
         downloads=FLAGS.downloads,
+        progress=_Progress().show,
         **cast(Options, chosen),
     )
     manifest = dataset.manifest
@@ -93,6 +114,18 @@ def main() -> None:
         f"\n{FLAGS.output}: {manifest.num_users:,} users, {manifest.num_items:,} items, "
         f"{manifest.num_events:,} events; split {manifest.split['name']}: {parts}"
     )
+
+
+class _Progress:
+    """A line on stderr every few seconds, and none for work that takes no longer."""
+
+    def __init__(self) -> None:
+        self.shown = time.monotonic()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        if done < total and time.monotonic() - self.shown > _PROGRESS_SECONDS:
+            self.shown = time.monotonic()
+            print(f"{stage} {done:,} of {total:,} events", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from jaxrec.data.batches import SequenceData
 from jaxrec.data.dataset import TEST, TRAIN, VALID, Dataset, Manifest, open_dataset
 from jaxrec.data.downloads import fetch
 from jaxrec.data.pairs import PairData
-from jaxrec.data.prepare import build, format_report, prepare
+from jaxrec.data.prepare import build, prepare
 from jaxrec.data.recipe import Recipe
+from jaxrec.data.report import format_report
 from jaxrec.data.synthetic import synthetic
 
 __all__ = [

@@ -1,183 +1,225 @@
-"""Cleaning of a raw log: types, missing values, duplicates, repeats, thresholds and the k-core."""
+"""From a log as it was read to typed, numbered events in order, on any engine.
 
-import dataclasses
-from typing import Any
+What each value means is decided here: ids become the numbers of a vocabulary, times and labels
+become numbers, and events that lack one of them go. The rules that look at histories come after,
+in `jaxrec.data.histories`.
+"""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import narwhals as nw
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from jaxrec.data.dataset import SPLITS
+from jaxrec.data.engines import ROWS_OF_A_FILE, Conversion, Engine
 from jaxrec.data.recipe import Recipe
-from jaxrec.data.times import to_times
-from jaxrec.data.vocabulary import encode_ids
+from jaxrec.data.report import Report
+from jaxrec.data.spool import DTYPES, Log, Spool
+from jaxrec.data.times import (
+    BAD_TIME,
+    Spelling,
+    choose_spelling,
+    examine,
+    not_numbers,
+    to_times,
+)
+from jaxrec.data.vocabulary import id_texts, vocabulary_order
 from jaxrec.typing import UserError
 
+type Frame = nw.LazyFrame[Any]
 
-def clean(frame: pd.DataFrame, recipe: Recipe) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Cleans a log and says what was dropped and why.
+_MISSING = ("missing user or item", "missing time", "missing label")
+_KEPT = len(_MISSING)
+_LARGEST_LABEL = float(np.finfo(np.float32).max)
+_TRUTH = {"true": 1, "True": 1, "TRUE": 1, "false": 0, "False": 0, "FALSE": 0}
+_NO_WORD = nw.col("split") == len(SPLITS)
+_WANTED = {
+    "time": "neither a number nor a date between 1678 and 2261",
+    "label": "no finite number",
+    "split": "none of the words train, valid and test",
+}
 
-    Rules in order: missing ids, missing times, missing labels, exact duplicates, repeated events,
-    labels below the threshold, k-core. Without a time column, equal rows cannot be told from
-    repeated events, so only the rule for repeats applies to them.
+
+def read_log(
+    engine: Engine,
+    frame: Frame,
+    recipe: Recipe,
+    *,
+    directory: Path | None = None,
+    known_users: pd.Index | None = None,
+    known_items: pd.Index | None = None,
+    paths: Sequence[Path] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Log:
+    """Types, numbers and sorts the events of a log.
 
     Args:
-      frame: the raw log with the columns that the recipe names.
-      recipe: columns and rules.
-
-    Returns:
-      The events that are left, sorted by user, then time, then source order. Columns, as far as the
-      recipe names them: `user` and `item` (categorical, categories in vocabulary order, all used),
-      `time` (int64 for counters, datetime64[ns] in UTC for dates), `label` (float32) and `split`
-      (text). Without a time column, `time` is the position in the user's history.
-
-      And the report: for each rule a dict with "rule", "dropped_events", "left_events",
-      "left_users", "left_items".
+      engine: what carries the frame.
+      frame: columns named by role, and `row`.
+      recipe: which rules there are.
+      directory: where the events go; None keeps them in memory.
+      known_users, known_items: vocabularies to extend; ids that are not in them come after them.
+      paths: the files that were read, to name the one with a bad value.
+      progress: called with what is done, how many events of it and of how many.
 
     Raises:
-      UserError: for a time or label that is no number, with its row; when there is no event; when a
-        rule drops the last one.
+      UserError: for a time, label or split word that is none, with its row; for an empty log; when
+        nothing is left.
     """
-    if frame.empty:
-        raise UserError("the log has no rows. Give at least one event.")
-    events, missing = _typed(frame, recipe)
-    log = _Log(events=events, report=[]).note("read")
-    log = log.drop("missing user or item", missing["id"])
-    if "time" in missing:
-        log = log.drop("missing time", missing["time"][log.events.index])
-    if "label" in missing:
-        log = log.drop("missing label", missing["label"][log.events.index])
-    log = _in_order(log)
-    if recipe.time_column is not None:
-        log = log.drop("exact duplicates", _duplicates(log.events))
-    if recipe.keep != "all":
-        repeated = pd.Series(_pair_keys(log.events)).duplicated(
-            keep="first" if recipe.keep == "first" else "last"
-        )
-        log = log.drop(f"repeated events (keep={recipe.keep})", repeated.to_numpy())
-    if recipe.min_label is not None:
-        low = log.events["label"].to_numpy() < np.float32(recipe.min_label)
-        log = log.drop(f"label below min_label={recipe.min_label:g}", low)
-    if max(recipe.min_user_events, recipe.min_item_events) > 1:
-        log = _core(log, recipe.min_user_events, recipe.min_item_events)
-    events = log.events.reset_index(drop=True)
+    typed, dates = _typed(engine, frame, recipe, paths)
+    fate: Any = nw.lit(_KEPT)
+    for rule, role in reversed(list(enumerate(("item", "time", "label")))):
+        if role in recipe.columns:
+            absent = nw.col(role).is_null()
+            absent = absent | nw.col("user").is_null() if role == "item" else absent
+            fate = nw.when(absent).then(nw.lit(rule)).otherwise(fate)
+    typed = typed.with_columns(fate.alias("fate"))
+    report, users, items = _missing_report(engine, typed, recipe)
+    user_table, user_ids = _number(users, "user", known_users)
+    item_table, item_ids = _number(items, "item", known_items)
+    chosen = [name for name in (*recipe.columns, "row") if name not in ("user", "item")]
+    numbered = (
+        typed.filter(nw.col("fate") == _KEPT)
+        .join(engine.table(user_table), on="user", how="inner")
+        .join(engine.table(item_table), on="item", how="inner")
+        .select(nw.col("user_number").alias("user"), nw.col("item_number").alias("item"), *chosen)
+    )
+    events = Spool(
+        directory, {name: kind for name, kind in DTYPES.items() if name in recipe.columns}
+    )
+    done, total = 0, report.left_events
+    for chunk in engine.in_order(numbered):
+        events.append(chunk)
+        done += len(chunk["user"])
+        if progress is not None:
+            progress("sorted", done, total)
+    return Log(events=events, users=user_ids, items=item_ids, dates=dates, report=report)
+
+
+def _typed(
+    engine: Engine, frame: Frame, recipe: Recipe, paths: Sequence[Path]
+) -> tuple[Frame, bool]:
+    """Gives each column its type: ids int64 or text, time int64, label float32, split uint8."""
+    raw, kinds = frame, frame.collect_schema()
+    spelling: Spelling | None = None
+    conversions: dict[str, Conversion] = {}
     for role in ("user", "item"):
-        events[role] = events[role].cat.remove_unused_categories()
-    if recipe.time_column is None:
-        events["time"] = events.groupby("user", observed=True).cumcount().to_numpy(np.int64)
-    return events, log.report
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Log:
-    """Events on their way through the rules, with the report so far."""
-
-    events: pd.DataFrame
-    report: list[dict[str, Any]]
-
-    def drop(self, rule: str, where: np.ndarray, *, blame: str | None = None) -> "_Log":
-        dropped = int(np.count_nonzero(where))
-        if dropped == len(self.events):
-            raise UserError(
-                f"no events are left: the rule {blame or rule!r} dropped the last {dropped:,} of "
-                f"{self.report[0]['left_events']:,}. Loosen that rule, or give a larger log."
+        if not (kinds[role].is_integer() or kinds[role] == nw.String):
+            conversions[role] = Conversion(id_texts, pa.string())
+    bad_numbers = 0
+    if "time" in kinds and not kinds["time"].is_integer():
+        chunks = engine.examine(frame, "time", examine)
+        spelling, bad_numbers = choose_spelling(chunks), sum(c.not_numbers for c in chunks)
+        conversions["time"] = Conversion(partial(to_times, spelling=spelling), pa.int64())
+    if "label" in kinds and not (kinds["label"].is_numeric() or kinds["label"] == nw.Boolean):
+        conversions["label"] = Conversion(_labels, pa.float64())
+    if "split" in kinds and kinds["split"] != nw.String:
+        conversions["split"] = Conversion(_words, pa.string())
+    if conversions:
+        frame = engine.convert(frame, conversions)
+        kinds = frame.collect_schema()
+    frame = frame.with_columns(*(_typed_column(role, kinds[role]) for role in recipe.columns))
+    blame = partial(_refuse, engine, raw, recipe, paths)
+    if spelling is not None:
+        bad = engine.collect(
+            frame.filter(nw.col("time") == BAD_TIME).select(
+                nw.len().alias("count"), nw.col("row").min()
             )
-        events = self.events[~where] if dropped else self.events
-        return _Log(events=events, report=self.report).note(rule, dropped)
-
-    def note(self, rule: str, dropped: int = 0) -> "_Log":
-        row = {
-            "rule": rule,
-            "dropped_events": dropped,
-            "left_events": len(self.events),
-            "left_users": _count_distinct(self.events["user"]),
-            "left_items": _count_distinct(self.events["item"]),
-        }
-        return _Log(events=self.events, report=[*self.report, row])
-
-
-def _typed(frame: pd.DataFrame, recipe: Recipe) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Returns standard columns with source order as the index, and what is missing by role."""
-    user = encode_ids(frame[recipe.user_column])
-    item = encode_ids(frame[recipe.item_column])
-    columns: dict[str, Any] = {"user": user, "item": item}
-    missing = {"id": (user.codes < 0) | (item.codes < 0)}
-    if recipe.time_column is not None:
-        times = to_times(frame[recipe.time_column], recipe.time_column)
-        columns["time"], missing["time"] = times
-    if recipe.label_column is not None:
-        labels = _labels(frame[recipe.label_column], recipe.label_column)
-        columns["label"], missing["label"] = labels, np.isnan(labels)
-    if recipe.split_column is not None:
-        columns["split"] = frame[recipe.split_column].to_numpy()
-    return pd.DataFrame(columns, index=pd.RangeIndex(len(frame))), missing
+        ).iloc[0]
+        if bad["count"]:
+            if spelling == "dates" and bad["count"] >= bad_numbers > 0:
+                marked = engine.convert(raw, {"time": Conversion(not_numbers, pa.bool_())})
+                bad = engine.collect(marked.filter("time").select(nw.col("row").min())).iloc[0]
+            blame("time", int(bad["row"]))
+    for role, is_bad in (("label", nw.col("label").abs() > _LARGEST_LABEL), ("split", _NO_WORD)):
+        if role in kinds and not kinds[role].is_integer():
+            first = engine.collect(frame.filter(is_bad).select(nw.col("row").min()))["row"].dropna()
+            if len(first):
+                blame(role, int(first.iloc[0]))
+    if "label" in kinds:
+        frame = frame.with_columns(nw.col("label").cast(nw.Float32))
+    return frame, spelling in ("dates", "seconds")
 
 
-def _labels(values: pd.Series, name: str) -> np.ndarray:
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        numbers = values
-    else:
-        numbers = pd.to_numeric(values.astype(object), errors="coerce")
-    labels = numbers.astype("Float32").to_numpy(np.float32, na_value=np.nan)
-    bad = (np.isnan(labels) & values.notna().to_numpy()) | np.isinf(labels)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise UserError(
-            f"the label column {name!r} holds {str(values.iloc[row])!r} in row {row + 1} (header "
-            "not counted), which is no finite number. Correct that row, or remove it."
+def _typed_column(role: str, kind: nw.dtypes.DType) -> nw.Expr:
+    column = nw.col(role)
+    if role in ("user", "item"):
+        if kind == nw.UInt64:
+            return column.cast(nw.String)
+        return column.cast(nw.Int64) if kind.is_integer() else nw.when(column != "").then(column)
+    if role == "time":
+        return column.cast(nw.Int64)
+    if role == "label":
+        numbers = column.cast(nw.Float64)
+        return nw.when(~numbers.is_nan()).then(numbers) if kind.is_float() else numbers
+    words = column.str.strip_chars().str.to_lowercase()
+    code: Any = nw.lit(len(SPLITS))
+    for word, number in SPLITS.items():
+        code = nw.when(words == word).then(nw.lit(number)).otherwise(code)
+    return code.cast(nw.Int32).alias("split")
+
+
+def _labels(values: pd.Series) -> pd.Series:
+    """Reads numbers in a column of texts; what is none becomes infinite."""
+    read = pd.to_numeric(values.astype(object).replace(_TRUTH), errors="coerce")
+    numbers = read.astype("Float64").to_numpy(np.float64, na_value=np.nan)
+    return pd.Series(np.where(np.isnan(numbers) & values.notna(), np.inf, numbers))
+
+
+def _words(values: pd.Series) -> pd.Series:
+    return values.astype("str")
+
+
+def _refuse(
+    engine: Engine, raw: Frame, recipe: Recipe, paths: Sequence[Path], role: str, row: int
+) -> NoReturn:
+    value = engine.collect(raw.filter(nw.col("row") == row).select(role)).iloc[0, 0]
+    file, line = divmod(row, ROWS_OF_A_FILE)
+    of = f" of {paths[file]}" if len(paths) > 1 else ""
+    raise UserError(
+        f"the {role} column {recipe.columns[role]!r} holds {str(value)!r} in row {line + 1}{of} "
+        f"(header not counted), which is {_WANTED[role]}. Correct that row, or remove it."
+    )
+
+
+def _missing_report(engine: Engine, typed: Frame, recipe: Recipe) -> tuple[Report, Any, Any]:
+    """Counts what each rule for missing values leaves; returns the ids with the best fate too."""
+    counts = engine.collect(typed.group_by("fate").agg(nw.len().alias("count")))
+    if counts.empty:
+        raise UserError("the log has no rows. Give at least one event.")
+    dropped = np.bincount(counts["fate"], counts["count"], minlength=_KEPT + 1).astype(np.int64)
+    users, items = (
+        engine.collect(
+            typed.filter(~nw.col(role).is_null()).group_by(role).agg(nw.col("fate").max())
         )
-    return labels
+        for role in ("user", "item")
+    )
+    report = Report().note("read", int(dropped.sum()), len(users), len(items))
+    left = int(dropped.sum())
+    for fate, (rule, role) in enumerate(zip(_MISSING, ("user", "time", "label"), strict=True)):
+        if role in recipe.columns:
+            left -= int(dropped[fate])
+            ids = (int((table["fate"] > fate).sum()) for table in (users, items))
+            report = report.note(rule, left, *ids)
+    return report, users, items
 
 
-def _in_order(log: _Log) -> _Log:
-    users = log.events["user"].cat.codes.to_numpy().astype(np.int64)
-    if "time" in log.events:
-        times = log.events["time"].to_numpy().view(np.int64)
-        first, span = int(times.min()), int(times.max()) - int(times.min()) + 1
-        if (int(users.max()) + 1) * span < 2**63:  # one key is sorted in half the time of two
-            order = np.argsort(users * span + (times - first), kind="stable")
-        else:
-            order = np.lexsort((times, users))
-    else:
-        order = np.argsort(users, kind="stable")
-    if (order[1:] > order[:-1]).all():
-        return log
-    return dataclasses.replace(log, events=log.events.iloc[order])
-
-
-def _duplicates(events: pd.DataFrame) -> np.ndarray:
-    """Marks all but the first of equal rows; they lie in one run of equal user and time."""
-    users, times = events["user"].cat.codes.to_numpy(), events["time"].to_numpy()
-    tied = np.zeros(len(events) + 1, bool)
-    tied[1:-1] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    where = tied[1:] | tied[:-1]
-    where[where] = events[where].duplicated().to_numpy()
-    return where
-
-
-def _pair_keys(events: pd.DataFrame) -> np.ndarray:
-    items = events["item"].cat
-    users = events["user"].cat.codes.to_numpy().astype(np.int64)
-    return users * len(items.categories) + items.codes.to_numpy()
-
-
-def _core(log: _Log, min_user: int, min_item: int) -> _Log:
-    """Drops users and items with too few events until none is left to drop."""
-    users, items = (log.events[role].cat.codes.to_numpy() for role in ("user", "item"))
-    left = np.arange(len(users))
-    blame, stable = "", False
-    while not stable:
-        stable = True
-        for role, codes, least in (("user", users, min_user), ("item", items, min_item)):
-            counts = np.bincount(codes[left]) if len(left) else np.zeros(0, np.int64)
-            kept = left[counts[codes[left]] >= least]
-            if len(kept) < len(left):
-                blame, stable = f"min_{role}_events={least}", False
-            left = kept
-    where = np.ones(len(users), bool)
-    where[left] = False
-    rule = f"k-core (min_user_events={min_user}, min_item_events={min_item})"
-    return log.drop(rule, where, blame=blame)
-
-
-def _count_distinct(column: pd.Series) -> int:
-    codes = column.cat.codes.to_numpy()
-    return int(np.count_nonzero(np.bincount(codes[codes >= 0])))
+def _number(
+    fates: pd.DataFrame, role: str, known: pd.Index | None
+) -> tuple[pd.DataFrame, pd.Index]:
+    """Returns a table from the keys of a role to positions, and the ids in these positions."""
+    keys = fates.loc[fates["fate"] == _KEPT, role]
+    texts = pd.Index(keys.astype("str"))
+    numbers = np.full(len(texts), -1) if known is None else known.get_indexer(texts)
+    fresh = np.flatnonzero(numbers < 0)
+    fresh = fresh[vocabulary_order(texts[fresh])]
+    first = 0 if known is None else len(known)
+    numbers[fresh] = first + np.arange(len(fresh))
+    ids = texts[fresh] if known is None else known.append(texts[fresh])
+    table = {role: keys.to_numpy() if keys.dtype != "str" else keys.array}
+    return pd.DataFrame({**table, f"{role}_number": numbers.astype(np.int32)}), ids

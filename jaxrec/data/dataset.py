@@ -7,8 +7,11 @@ A dataset directory holds
   times.npy            (num_events,) int64, UTC nanoseconds or the log's own counter
   labels.npy           (num_events,) float32, only when the log has labels
   split.npy            (num_events,) uint8: TRAIN, VALID or TEST
+  offsets.npy          (num_users + 2,) int64: where the events of each user begin
   user_vocabulary.parquet, item_vocabulary.parquet   row i holds what index i + 1 stands for: the
                        column `id` as text and, for items, the columns of the metadata file
+
+An array of very many events lies in several files: items-00000-of-00003.npy and so on.
 """
 
 import dataclasses
@@ -16,14 +19,17 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from jaxrec.data.shards import ShardedArray, num_shards, shard_names
+from jaxrec.data.spool import CHUNK_EVENTS
 from jaxrec.typing import UserError
 
-FORMAT = 1
+FORMAT = 2
+SHARD_EVENTS = 1 << 26
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 
@@ -44,6 +50,11 @@ class Manifest:
       sources: name, bytes and SHA-256 of each source file.
       report: what cleaning dropped and why, one row a rule.
       label_mean: mean label of the training events; 0 without labels.
+      recipe: the fields of `Recipe` that the data set was prepared with.
+      dates: whether times are nanoseconds since 1970; otherwise they are the log's own numbers.
+      shard_events: events in each file of an array but the last.
+      lineage: for each time that events were appended: the fingerprint of the data set before
+        (`parent`), its events, and the sources of those that were appended.
     """
 
     num_users: int
@@ -57,12 +68,19 @@ class Manifest:
     sources: list[dict[str, Any]]
     report: list[dict[str, Any]]
     label_mean: float = 0.0
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dates: bool = False
+    shard_events: int = SHARD_EVENTS
+    lineage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     format: int = FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """Events sorted by user, then time, then source order. Arrays may be memory maps: do not write.
+
+    Where events lie in several files, an array is a `ShardedArray`: it is indexed as an array is,
+    so it has the type of one here. For more than indexing and comparing, take `np.asarray` of it.
 
     Attributes:
       manifest: counts and fingerprints.
@@ -82,6 +100,7 @@ class Dataset:
     labels: np.ndarray | None
     user_vocabulary: pd.DataFrame
     item_vocabulary: pd.DataFrame
+    stored_offsets: np.ndarray | None = None
 
     @property
     def num_users(self) -> int:
@@ -94,13 +113,20 @@ class Dataset:
     @functools.cached_property
     def offsets(self) -> np.ndarray:
         """(num_users + 2,) int64: the events of user u are offsets[u]:offsets[u + 1]."""
+        if self.stored_offsets is not None:
+            return self.stored_offsets
         counts = np.bincount(self.users, minlength=self.num_users + 1)
         return np.concatenate([[0], np.cumsum(counts)])
 
     @functools.cached_property
     def item_counts(self) -> np.ndarray:
         """(num_items + 1,) int64: training events of each item; entry 0, padding, is 0."""
-        return np.bincount(self.items[self.split == TRAIN], minlength=self.num_items + 1)
+        counts = np.zeros(self.num_items + 1, np.int64)
+        for start in range(0, len(self.items), CHUNK_EVENTS):
+            where = slice(start, start + CHUNK_EVENTS)
+            trains = self.split[where] == TRAIN
+            counts += np.bincount(self.items[where][trains], minlength=len(counts))
+        return counts
 
     def user_index(self, user_id: object) -> int:
         """Returns the index of an original user id. Raises UserError for an id never seen."""
@@ -140,31 +166,51 @@ def open_dataset(path: str | Path) -> Dataset:
             "Prepare it again."
         )
     manifest = Manifest(**fields)
-
-    def load(name: str) -> np.ndarray:
+    load = functools.partial(_load, path, manifest)
+    vocabularies = {}
+    for name, count in (("user", manifest.num_users), ("item", manifest.num_items)):
+        file = path / f"{name}_vocabulary.parquet"
         try:
-            array = np.load(path / name, mmap_mode="r")
-        except (FileNotFoundError, ValueError, EOFError) as error:
-            raise UserError(
-                f"{path / name} is missing or damaged ({error}). Prepare the dataset again."
-            ) from None
-        if array.shape != (manifest.num_events,):
-            raise UserError(
-                f"{path / name} holds {array.shape} values where the manifest says "
-                f"({manifest.num_events},). Prepare the dataset again."
-            )
-        return array
-
+            vocabularies[name] = pd.read_parquet(file)
+        except (OSError, ValueError) as error:
+            raise _damaged(file, str(error)) from None
+        if len(vocabularies[name]) != count:
+            raise _damaged(file, f"{len(vocabularies[name])} rows, and the manifest says {count}")
     return Dataset(
         manifest=manifest,
-        users=load("users.npy"),
-        items=load("items.npy"),
-        times=load("times.npy"),
-        split=load("split.npy"),
-        labels=load("labels.npy") if (path / "labels.npy").exists() else None,
-        user_vocabulary=pd.read_parquet(path / "user_vocabulary.parquet"),
-        item_vocabulary=pd.read_parquet(path / "item_vocabulary.parquet"),
+        users=load("users"),
+        items=load("items"),
+        times=load("times"),
+        split=load("split"),
+        labels=load("labels") if "label" in manifest.columns else None,
+        user_vocabulary=vocabularies["user"],
+        item_vocabulary=vocabularies["item"],
+        stored_offsets=_load_file(path / "offsets.npy", manifest.num_users + 2),
     )
+
+
+def _load(path: Path, manifest: Manifest, name: str) -> np.ndarray:
+    length, size = manifest.num_events, manifest.shard_events
+    names = shard_names(name, num_shards(length, size))
+    parts = [
+        _load_file(path / file, min(size, length - number * size))
+        for number, file in enumerate(names)
+    ]
+    return parts[0] if len(parts) == 1 else cast(np.ndarray, ShardedArray(parts))
+
+
+def _load_file(path: Path, length: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from None
+    if array.shape != (length,):
+        raise _damaged(path, f"it has the shape {array.shape}, and the manifest says ({length},)")
+    return array
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is missing or damaged ({reason}). Prepare the dataset again.")
 
 
 def fingerprint(*parts: object) -> str:

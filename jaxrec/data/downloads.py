@@ -105,7 +105,7 @@ def default_directory() -> Path:
 def _plain(path: Path) -> pd.DataFrame:
     names = header(path)
     columns = [c for c in EVENT_COLUMNS if c in names or c in ("user_id", "item_id")]
-    return read(path, columns, text=("user_id", "item_id"))
+    return read(path, columns)
 
 
 def _member(path: Path, name: str) -> io.BytesIO:

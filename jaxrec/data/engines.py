@@ -1,92 +1,193 @@
-"""Optional engines for large logs: DuckDB and Spark read and project, pandas receives."""
+"""The engines that carry a log through its preparation: pandas here, DuckDB and Spark beside it.
 
-from collections.abc import Sequence
+The rules are written once, for Narwhals frames. An engine gives what lies at both ends: reading
+files into a frame with the source order as a column, Python functions over chunks of a column, and
+the sorted result in chunks.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from jaxrec.data.readers import read
+from jaxrec.data.recipe import choose
 from jaxrec.typing import UserError
 
+if TYPE_CHECKING:
+    import narwhals as nw
 
-def read_with_duckdb(
-    path: Path,
-    columns: Sequence[str],
-    text: Sequence[str],
-    separator: str | None,
-    missing_words: Sequence[str],
-) -> pd.DataFrame:
-    """Reads the columns of one file with DuckDB; a None separator means Parquet.
+ENGINES = ("pandas", "duckdb", "spark")
+ROWS_OF_A_FILE = 1 << 40  # row = file number * this + row in the file
+_EXACT = {
+    **{pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype(), pa.int16(): pd.Int16Dtype()},
+    **{pa.int8(): pd.Int8Dtype(), pa.uint64(): pd.UInt64Dtype(), pa.uint32(): pd.UInt32Dtype()},
+}
+
+
+class Conversion(NamedTuple):
+    """A pure function of one column, applied chunk by chunk, and the type of what it returns."""
+
+    function: Callable[[pd.Series], pd.Series]
+    type: pa.DataType
+
+
+class Engine(Protocol):
+    """What the preparation asks of an engine. Frames are lazy where the engine is."""
+
+    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
+        """Reads columns, named by role, and adds `row`: the source order of each event."""
+
+    def table(self, frame: pd.DataFrame) -> "nw.LazyFrame[Any]":
+        """Takes a small table into the engine."""
+
+    def convert(
+        self, frame: "nw.LazyFrame[Any]", conversions: Mapping[str, Conversion]
+    ) -> "nw.LazyFrame[Any]":
+        """Replaces columns by functions of them, once: the result is kept."""
+
+    def examine[T](
+        self, frame: "nw.LazyFrame[Any]", column: str, function: Callable[[pd.Series], T]
+    ) -> list[T]:
+        """Returns a function's value for each chunk of a column."""
+
+    def collect(self, frame: "nw.LazyFrame[Any]") -> pd.DataFrame:
+        """Brings a small result into memory."""
+
+    def in_order(self, frame: "nw.LazyFrame[Any]") -> Iterator[dict[str, np.ndarray]]:
+        """Gives the columns of all events in chunks, sorted by user, time (if there) and row."""
+
+
+class PandasEngine:
+    """Everything in memory, in frames of pandas."""
+
+    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
+        parts = [read(path, list(columns.values())) for path in paths]
+        frame = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+        rows = [i * ROWS_OF_A_FILE + np.arange(len(part)) for i, part in enumerate(parts)]
+        return self._lazy(frame, columns, np.concatenate(rows))
+
+    def of_frame(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
+        """Takes a log that is in memory; as `scan`."""
+        return self._lazy(frame, columns, np.arange(len(frame)))
+
+    def table(self, frame: pd.DataFrame) -> "nw.LazyFrame[Any]":
+        import narwhals as nw
+
+        return nw.from_native(frame).lazy()
+
+    def convert(
+        self, frame: "nw.LazyFrame[Any]", conversions: Mapping[str, Conversion]
+    ) -> "nw.LazyFrame[Any]":
+        native = self.collect(frame)
+        changed = {name: c.function(native[name]) for name, c in conversions.items()}
+        return self.table(native.assign(**changed))
+
+    def examine[T](
+        self, frame: "nw.LazyFrame[Any]", column: str, function: Callable[[pd.Series], T]
+    ) -> list[T]:
+        return [function(self.collect(frame.select(column))[column])]
+
+    def collect(self, frame: "nw.LazyFrame[Any]") -> pd.DataFrame:
+        return frame.collect().to_pandas()
+
+    def in_order(self, frame: "nw.LazyFrame[Any]") -> Iterator[dict[str, np.ndarray]]:
+        columns = to_arrays(self.collect(frame))
+        order = _order(columns)
+        yield {name: values[order] for name, values in columns.items()}
+
+    def _lazy(
+        self, frame: pd.DataFrame, columns: Mapping[str, str], rows: np.ndarray
+    ) -> "nw.LazyFrame[Any]":
+        chosen = {role: frame[column].array for role, column in columns.items()}
+        return self.table(pd.DataFrame({**chosen, "row": rows}, copy=False))
+
+
+def open_engine(
+    name: str, *, memory_limit: str | None = None, directory: Path | None = None
+) -> AbstractContextManager[Engine]:
+    """Opens an engine for one preparation.
+
+    Args:
+      name: "pandas", "duckdb" or "spark".
+      memory_limit: of DuckDB, such as "4GB"; None leaves its default, 80% of the memory.
+      directory: where DuckDB writes what does not fit.
 
     Raises:
-      UserError: when DuckDB is not installed or cannot read the file.
+      UserError: for another name, an engine that is not installed, or a limit that is no size.
     """
+    choose("engine", name, ENGINES)
+    if memory_limit is not None and name != "duckdb":
+        raise UserError(f"memory_limit is only read with engine=duckdb, not {name}.")
+    if name == "pandas":
+        return nullcontext(PandasEngine())
     try:
-        import duckdb
-    except ImportError:
-        raise _not_installed("duckdb") from None
-    chosen = ", ".join(map(_identifier, columns))
-    scans = []
-    if separator is None:
-        scans.append(f"read_parquet({_literal(path)})")
+        module = importlib.import_module(f"jaxrec.data.{name}_engine")
+        if name == "duckdb":
+            return module.open_duckdb(memory_limit, directory)
+        return module.open_spark()
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"engine={name} needs the package {error.name!r}, which is not installed. "
+            f"Install it with: pip install jaxrec[{name}]"
+        ) from None
+
+
+def convert_batch(batch: pa.RecordBatch, conversions: Mapping[str, Conversion]) -> pa.RecordBatch:
+    """Applies conversions to a batch of Arrow; other columns pass untouched."""
+    columns = []
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if name in conversions:
+            function, kind = conversions[name]
+            column = pa.Array.from_pandas(function(to_series(column)), type=kind)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def to_series(column: pa.Array) -> pd.Series:
+    """Returns a column of pandas, with integers that stay exact beside nulls."""
+    return column.to_pandas(types_mapper=_EXACT.get)
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Returns a frame of pandas, with integers that stay exact beside nulls."""
+    return table.to_pandas(types_mapper=_EXACT.get)
+
+
+def to_arrays(frame: pd.DataFrame | pa.RecordBatch) -> dict[str, np.ndarray]:
+    """Returns the columns as arrays of NumPy; none may hold a null."""
+    if isinstance(frame, pa.RecordBatch):
+        names = frame.schema.names
+        return {name: frame.column(name).to_numpy(zero_copy_only=False) for name in names}
+    return {str(name): _plain(frame[name]) for name in frame}
+
+
+def _plain(values: pd.Series) -> np.ndarray:
+    if pd.api.types.is_extension_array_dtype(values.dtype):
+        kinds = {"i": np.int64, "f": np.float32, "u": np.uint8}
+        return values.to_numpy(kinds[values.dtype.kind])
+    return values.to_numpy()
+
+
+def _order(columns: Mapping[str, np.ndarray]) -> np.ndarray | slice:
+    """Returns what sorts by user and time and keeps the order of rows otherwise."""
+    users, rows = columns["user"].astype(np.int64), columns["row"]
+    if len(rows) and not (rows[1:] > rows[:-1]).all():
+        return np.lexsort((rows, columns.get("time", rows), users))
+    if "time" not in columns:
+        order = np.argsort(users, kind="stable")
     else:
-        nulls = ", ".join(map(_literal, missing_words))
-        common = f"{_literal(path)}, header=true, delim={_literal(separator)}, nullstr=[{nulls}]"
-        types = ", ".join(f"{_literal(name)}: 'VARCHAR'" for name in text)
-        # The second scan is for values that do not fit the guessed types: the checks name them.
-        scans.append(f"read_csv({common}{f', types={{{types}}}' if types else ''})")
-        scans.append(f"read_csv({common}, all_varchar=true)")
-    with duckdb.connect() as connection:
-        for scan in scans:
-            try:
-                return connection.execute(f"SELECT {chosen} FROM {scan}").df()
-            except duckdb.Error as error:
-                failure = str(error).strip().splitlines()[0][:200]
-    raise UserError(f"{path} cannot be read by DuckDB ({failure}).")
-
-
-def read_with_spark(
-    path: Path, columns: Sequence[str], separator: str | None, missing_words: Sequence[str]
-) -> pd.DataFrame:
-    """Reads the columns of one file with Spark; a None separator means Parquet.
-
-    Text files are read as text in every column: the checks that follow find numbers and dates.
-
-    Raises:
-      UserError: when Spark is not installed or cannot read the file.
-    """
-    try:
-        from pyspark.errors import PySparkException
-        from pyspark.sql import SparkSession
-    except ImportError:
-        raise _not_installed("spark") from None
-    try:
-        session = SparkSession.builder.getOrCreate()
-        reader = session.read
-        where = path.resolve().as_uri()
-        if separator is None:
-            frame = reader.parquet(where)
+        times = columns["time"]
+        first, last = (int(times.min()), int(times.max())) if len(times) else (0, 0)
+        if (int(users.max(initial=0)) + 1) * (last - first + 1) < 2**63:
+            # One key is sorted in half the time of two.
+            order = np.argsort(users * (last - first + 1) + (times - first), kind="stable")
         else:
-            frame = reader.csv(where, header=True, sep=separator, multiLine=True, escape='"')
-        quoted = [f"`{name.replace('`', '``')}`" for name in columns]
-        events = frame.select(*quoted).toPandas()
-    except (PySparkException, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read by Spark ({reason}).") from None
-    if separator is None:
-        return events
-    return events.mask(events.isin(list(missing_words)))
-
-
-def _not_installed(extra: str) -> UserError:
-    return UserError(
-        f"engine={extra} needs the extra {extra!r}, which is not installed. "
-        f"Install it with: pip install jaxrec[{extra}]"
-    )
-
-
-def _literal(value: object) -> str:
-    return "'" + str(value).replace("'", "''") + "'"
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+            order = np.lexsort((times, users))
+    return slice(None) if (order[1:] > order[:-1]).all() else order

@@ -1,27 +1,28 @@
 """From a raw log to a dataset, in memory or on disk."""
 
+import dataclasses
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import pandas as pd
 
-from jaxrec.data.clean import clean
-from jaxrec.data.dataset import TRAIN, Dataset, Manifest, fingerprint, open_dataset
+from jaxrec.data.append import merge, recipe_of
+from jaxrec.data.assemble import Table, assemble
+from jaxrec.data.dataset import SHARD_EVENTS, Dataset, open_dataset
 from jaxrec.data.downloads import NAMES, default_directory, fetch
-from jaxrec.data.readers import check_columns, find_files, read, read_table
+from jaxrec.data.engines import PandasEngine, open_engine
+from jaxrec.data.histories import apply_rules
+from jaxrec.data.readers import check_columns, check_files, find_files
 from jaxrec.data.recipe import Options, Recipe
-from jaxrec.data.splits import split_events
-from jaxrec.data.store import check_output, write_dataset
+from jaxrec.data.spool import Log
+from jaxrec.data.store import appearing, check_output
 from jaxrec.data.synthetic import synthetic
-from jaxrec.data.vocabulary import encode_ids
 from jaxrec.typing import UserError
 
 type Source = str | Path | Sequence[str | Path] | pd.DataFrame
-type Table = str | Path | pd.DataFrame
+type Progress = Callable[[str, int, int], None]
 
 
 def build(
@@ -29,7 +30,6 @@ def build(
     *,
     items: Table | None = None,
     users: Table | None = None,
-    sources: Sequence[dict[str, Any]] = (),
     **options: Unpack[Options],
 ) -> Dataset:
     """Makes a dataset of a data frame, in memory.
@@ -39,7 +39,6 @@ def build(
       items, users: metadata, a file or a frame with the id column of the log. Its other columns
         are joined to the vocabulary; an id without a row gets nulls, and of several rows of one id
         the first counts.
-      sources: what the manifest says of the files that the log came from.
       **options: fields of `Recipe`: columns, cleaning rules and the split.
 
     Returns:
@@ -48,41 +47,9 @@ def build(
     Raises:
       UserError: for a log, an option or metadata that does not fit.
     """
+    given = _Given(log=frame, items=items, users=users, sources=[])
     recipe = Recipe(**options)
-    check_columns(frame.columns, recipe.columns.values(), "the data frame")
-    events, report = clean(frame, recipe)
-    split, split_options = split_events(recipe, events)
-    user_vocabulary = _vocabulary(events["user"], users, recipe.user_column)
-    item_vocabulary = _vocabulary(events["item"], items, recipe.item_column)
-    arrays: dict[str, Any] = {
-        "users": events["user"].cat.codes.to_numpy().astype(np.int32) + np.int32(1),
-        "items": events["item"].cat.codes.to_numpy().astype(np.int32) + np.int32(1),
-        "times": events["time"].to_numpy().view(np.int64),
-        "split": split,
-        "labels": events["label"].to_numpy() if "label" in events else None,
-    }
-    labels = arrays["labels"]
-    manifest = Manifest(
-        num_users=len(user_vocabulary),
-        num_items=len(item_vocabulary),
-        num_events=len(events),
-        split=split_options,
-        columns=recipe.columns,
-        fingerprint=fingerprint(
-            *arrays.values(), _hash_table(user_vocabulary), _hash_table(item_vocabulary)
-        ),
-        user_fingerprint=fingerprint(json.dumps(user_vocabulary["id"].tolist())),
-        item_fingerprint=fingerprint(json.dumps(item_vocabulary["id"].tolist())),
-        sources=list(sources),
-        report=report,
-        label_mean=0.0 if labels is None else float(labels[split == TRAIN].mean(dtype=np.float64)),
-    )
-    return Dataset(
-        manifest=manifest,
-        user_vocabulary=user_vocabulary,
-        item_vocabulary=item_vocabulary,
-        **arrays,
-    )
+    return _make(_read(given, recipe, _Means()), given, recipe, _Means())
 
 
 def prepare(
@@ -91,10 +58,14 @@ def prepare(
     *,
     items: Table | None = None,
     users: Table | None = None,
-    engine: str = "pandas",
+    engine: str = "duckdb",
+    memory_limit: str | None = None,
+    shard_events: int | None = None,
+    append: bool = False,
     overwrite: bool = False,
     local: str | Path | None = None,
     downloads: str | Path | None = None,
+    progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> Dataset:
     """Makes a dataset of a log and writes it to a directory.
@@ -105,10 +76,18 @@ def prepare(
         and metadata are known, and columns have the default names.
       output: the directory to make. It appears whole or not at all.
       items, users: metadata, as for `build`.
-      engine: what reads the files: "pandas", "duckdb" or "spark".
+      engine: what carries files: "duckdb", "pandas" or "spark". Frames and names are carried by
+        pandas.
+      memory_limit: of DuckDB, such as "4GB"; None leaves its default, 80% of the memory.
+      shard_events: events in each file of an array, for logs of more events than that; None means
+        2**26, or with `append` what the dataset has.
+      append: add the events to the dataset in `output`, with the recipe that it was prepared with.
+        Its indices stay, and new ids come after them. A temporal split keeps its cuts, unless
+        `valid_from` and `test_from` are given; the other splits are made anew.
       overwrite: replace a dataset that is there already.
       local: for a named source, a copy of its archive, instead of the network.
       downloads: where named sources are kept; None means the user's cache directory.
+      progress: called with what is done, how many events of it and of how many.
       **options: fields of `Recipe`: columns, cleaning rules and the split.
 
     Returns:
@@ -118,47 +97,150 @@ def prepare(
       UserError: for a source, option or output that does not fit.
       OSError: when the disk does not take the files; nothing is left behind.
     """
-    check_output(output, overwrite=overwrite)
+    if append and overwrite:
+        raise UserError("say append or overwrite, not both.")
+    if shard_events is not None and shard_events < 1:
+        raise UserError(f"shard_events is {shard_events}; it must be 1 or more.")
+    path = Path(output) if append else check_output(output, overwrite=overwrite)
+    earlier = open_dataset(path) if append else None
     name = _named(source)
-    known_items: pd.DataFrame | None
-    known_users: pd.DataFrame | None = None
     if local is not None and name not in NAMES:
         raise UserError(f"a local copy goes with a named source, one of: {', '.join(NAMES)}.")
-    if name is not None:
-        asked = "label_column" in options
+    if name is not None and not append:
         options = {"time_column": "timestamp", "label_column": "rating", **options}
-        Recipe(**options)  # mistakes are said before a long download
-        if name == "synthetic":
-            frame, known_items = synthetic(seed=options.get("seed", 0))
-            sources = []
-        else:
-            log = fetch(name, downloads or default_directory(), local=local)
-            frame, known_items, known_users = log.events, log.items, log.users
-            sources = [_describe(path) for path in log.paths]
-        if "rating" not in frame and not asked:
-            options["label_column"] = None
-        items = known_items if items is None else items
-        users = known_users if users is None else users
-    else:
-        recipe = Recipe(**options)
-        text = (recipe.user_column, recipe.item_column)
-        frame = read(source, list(recipe.columns.values()), text=text, engine=engine)
-        sources = _sources(source, items, users)
-    dataset = build(frame, items=items, users=users, sources=sources, **options)
-    write_dataset(dataset, output, overwrite=overwrite)
-    return open_dataset(output)
+    recipe = Recipe(**options) if earlier is None else recipe_of(earlier, options)
+    given = _Given(log=source, items=items, users=users, sources=[])
+    if name is not None:  # mistakes were said before a long download
+        given = _fetched(name, given, recipe, local, downloads)
+        if isinstance(given.log, pd.DataFrame) and "rating" not in given.log and not append:
+            recipe = dataclasses.replace(recipe, label_column=None)
+    elif not isinstance(source, pd.DataFrame):
+        paths = find_files(source)
+        check_files(paths, recipe.columns)
+        given = dataclasses.replace(given, log=paths)
+    given.sources.extend(_describe(file) for file in _files(given))
+    size = earlier.manifest.shard_events if earlier else SHARD_EVENTS
+    with appearing(path) as (new, work):
+        means = _Means(
+            engine=engine,
+            memory_limit=memory_limit,
+            work=work,
+            output=new,
+            shard_events=shard_events or size,
+            progress=progress,
+        )
+        log = _read(given, recipe, means, earlier)
+        _make(log, given, recipe, means, earlier)
+    return open_dataset(path)
 
 
-def format_report(report: Sequence[dict[str, Any]]) -> str:
-    """Returns the cleaning report as an aligned table."""
-    names = ("rule", "dropped_events", "left_events", "left_users", "left_items")
-    rows = [tuple(name.replace("_", " ") for name in names)]
-    rows += [(str(row["rule"]), *(f"{row[name]:,}" for name in names[1:])) for row in report]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Given:
+    """What the user gave, or what a name stands for."""
+
+    log: Any  # a data frame or paths
+    items: Table | None
+    users: Table | None
+    sources: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Means:
+    """With what, and where, a dataset is made; without directories, in memory."""
+
+    engine: str = "pandas"
+    memory_limit: str | None = None
+    work: Path | None = None
+    output: Path | None = None
+    shard_events: int = SHARD_EVENTS
+    progress: Progress | None = None
+
+    def directory(self, name: str) -> Path | None:
+        """Makes a directory for what is needed on the way."""
+        if self.work is None:
+            return None
+        (self.work / name).mkdir()
+        return self.work / name
+
+
+def _read(given: _Given, recipe: Recipe, means: _Means, earlier: Dataset | None = None) -> Log:
+    from jaxrec.data.clean import read_log  # loads Narwhals, which training does not need
+
+    known: dict[str, Any] = {}
+    if earlier is not None:
+        known = {
+            "known_users": pd.Index(earlier.user_vocabulary["id"]),
+            "known_items": pd.Index(earlier.item_vocabulary["id"]),
+        }
+    rest = {"directory": means.directory("log"), "progress": means.progress, **known}
+    if isinstance(given.log, pd.DataFrame):
+        check_columns(given.log.columns, recipe.columns.values(), "the data frame")
+        pandas = PandasEngine()
+        return read_log(pandas, pandas.of_frame(given.log, recipe.columns), recipe, **rest)
+    spill = means.directory("spill")
+    with open_engine(means.engine, memory_limit=means.memory_limit, directory=spill) as engine:
+        frame = engine.scan(given.log, recipe.columns)
+        return read_log(engine, frame, recipe, paths=given.log, **rest)
+
+
+def _make(
+    log: Log, given: _Given, recipe: Recipe, means: _Means, earlier: Dataset | None = None
+) -> Dataset:
+    events, report, old = log.events, log.report, (0, 0)
+    if earlier is not None:
+        events = merge(earlier, log, recipe, means.directory("merged"))
+        log.events.remove()
+        old = (earlier.num_users, earlier.num_items)
+        report = report.joined(len(events), len(log.users), len(log.items))
+    kept = apply_rules(
+        events.columns,
+        recipe,
+        report,
+        num_users=len(log.users),
+        num_items=len(log.items),
+        directory=means.directory("marks"),
+        old_users=old[0],
+        old_items=old[1],
     )
-    return "\n".join(lines)
+    return assemble(
+        events.columns,
+        kept,
+        recipe,
+        user_ids=log.users,
+        item_ids=log.items,
+        dates=log.dates,
+        users=given.users,
+        items=given.items,
+        sources=given.sources,
+        directory=means.output,
+        shard_events=means.shard_events,
+        earlier=earlier,
+    )
+
+
+def _fetched(
+    name: str,
+    given: _Given,
+    recipe: Recipe,
+    local: str | Path | None,
+    downloads: str | Path | None,
+) -> _Given:
+    """Returns the log and the metadata of a named source; given metadata goes before its own."""
+    items: Any
+    users: Any = None
+    sources = []
+    if name == "synthetic":
+        frame, items = synthetic(seed=recipe.seed)
+    else:
+        log = fetch(name, downloads or default_directory(), local=local)
+        frame, items, users = log.events, log.items, log.users
+        sources = [_describe(path) for path in log.paths]
+    return _Given(
+        log=frame,
+        items=items if given.items is None else given.items,
+        users=users if given.users is None else given.users,
+        sources=sources,
+    )
 
 
 def _named(source: Source) -> str | None:
@@ -170,37 +252,12 @@ def _named(source: Source) -> str | None:
     return None
 
 
-def _vocabulary(column: pd.Series, table: Table | None, key: str) -> pd.DataFrame:
-    ids = pd.Index(column.cat.categories, name="id")
-    if table is None:
-        return ids.to_frame(index=False)
-    known: pd.DataFrame = read_table(table, key) if isinstance(table, str | Path) else table
-    check_columns(known.columns, [key], "the metadata")
-    others = known.drop(columns=key)
-    if "id" in others:
-        raise UserError(
-            "the metadata has a column 'id' beside the id column "
-            f"{key!r}; that name is taken in the vocabulary. Rename it."
-        )
-    keys = pd.Index(encode_ids(known[key]).astype("str"))
-    first = ~keys.duplicated() & ~np.asarray(keys.isna())
-    joined = others[first].set_axis(keys[first], axis=0).reindex(ids)
-    return joined.rename(columns=str).reset_index()
-
-
-def _hash_table(table: pd.DataFrame) -> str:
-    plain = table.astype({name: "str" for name in table if table[name].dtype == object})
-    return fingerprint(
-        list(table.columns), pd.util.hash_pandas_object(plain, index=False).to_numpy()
-    )
-
-
-def _sources(source: Source, *tables: Table | None) -> list[dict[str, Any]]:
-    files = [] if isinstance(source, pd.DataFrame) else find_files(source)
-    for table in tables:
+def _files(given: _Given) -> list[Path]:
+    files = [] if isinstance(given.log, pd.DataFrame) else list(given.log)
+    for table in (given.items, given.users):
         if isinstance(table, str | Path):
             files += find_files(table)[:1]
-    return [_describe(path) for path in files]
+    return files
 
 
 def _describe(path: Path) -> dict[str, Any]:

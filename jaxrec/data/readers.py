@@ -1,8 +1,8 @@
-"""Reading logs: CSV, TSV and Parquet files, or a data frame, as one frame of the needed columns."""
+"""Files of logs: finding them, what they hold, and reading them with pandas and Arrow."""
 
 import difflib
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,51 +10,38 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from jaxrec.data.engines import read_with_duckdb, read_with_spark
-from jaxrec.data.recipe import choose
 from jaxrec.typing import UserError
 
-ENGINES = ("pandas", "duckdb", "spark")
 MISSING_WORDS = ("", "NULL", "null", "NaN", "nan", "NA", "N/A", "n/a", "None", "<NA>", "#N/A")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _PARQUET = (".parquet", ".pq")
 _BLOCK_BYTES = 8 << 20  # a row, review text and all, must fit
 
 
-def read(
-    inputs: str | Path | Sequence[str | Path] | pd.DataFrame,
-    columns: Sequence[str],
-    *,
-    text: Sequence[str] = (),
-    engine: str = "pandas",
-) -> pd.DataFrame:
-    """Reads a log.
+def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Reads columns of one file, which `check_file` found good, in the order of its rows.
 
-    Args:
-      inputs: files, globs or directories of .csv, .tsv (both may end in .gz) and .parquet files,
-        read in the order given and, inside a glob or directory, by name; or a data frame.
-      columns: names of the columns to read; the others are not loaded.
-      text: those of the columns that text files must not turn into numbers, such as ids: "007"
-        stays "007".
-      engine: what reads the files: "pandas", "duckdb" or "spark".
-
-    Returns:
-      One frame with these columns and a fresh index; rows in the order of the files.
+    Columns of text files are text, whatever they hold, and `MISSING_WORDS` are null.
 
     Raises:
-      UserError: no such file, an unknown or damaged format, an empty log, a missing column, a text
-        that is not UTF-8, or an engine that is not installed.
+      UserError: when the file is damaged or not UTF-8.
     """
-    choose("engine", engine, ENGINES)
-    if isinstance(inputs, pd.DataFrame):
-        check_columns(inputs.columns, columns, "the data frame")
-        frame = inputs.loc[:, list(columns)].reset_index(drop=True)
-    else:
-        parts = [_read_file(path, columns, text, engine) for path in find_files(inputs)]
-        frame = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
-    if frame.empty:
-        raise UserError("the log has no rows. Give a file with at least one event.")
-    return frame
+    try:
+        if is_parquet(path):
+            return pd.read_parquet(path, columns=list(columns))
+        table = pa.csv.read_csv(path, **_csv_options(path, columns))
+        return table.to_pandas(split_blocks=True, self_destruct=True)
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        raise unreadable(path, error) from None
+
+
+def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Reads a text file as `read` does, some megabytes at a time."""
+    try:
+        with pa.csv.open_csv(path, **_csv_options(path, columns)) as reader:
+            yield from reader
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        raise unreadable(path, error) from None
 
 
 def find_files(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -85,17 +72,16 @@ def read_table(path: str | Path, key: str) -> pd.DataFrame:
     """Reads a whole file of metadata; the column `key` stays text.
 
     Raises:
-      UserError: as `read`.
+      UserError: for a file that is not there, is damaged or has no such column.
     """
     (path,) = find_files(path)[:1]
     check_columns(header(path), [key], str(path))
     try:
-        if _kind(path) in _PARQUET:
+        if is_parquet(path):
             return pd.read_parquet(path)
-        separator = _SEPARATORS[_kind(path) or ".csv"]
-        return pd.read_csv(path, sep=separator, dtype={key: "str"}, low_memory=False)
+        return pd.read_csv(path, sep=separator_of(path), dtype={key: "str"}, low_memory=False)
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def header(path: Path) -> list[str]:
@@ -108,7 +94,7 @@ def header(path: Path) -> list[str]:
     if path.is_file() and path.stat().st_size == 0:
         raise UserError(f"{path} is empty. Give a file with a header and events.")
     try:
-        if kind in _PARQUET:
+        if is_parquet(path):
             return list(pa.parquet.read_schema(path).names)
         # As a row and not as a header, which would rename columns that occur twice.
         first = pd.read_csv(path, sep=_SEPARATORS[kind], nrows=1, header=None, dtype="str")
@@ -116,7 +102,7 @@ def header(path: Path) -> list[str]:
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty. Give a file with a header and events.") from None
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def check_columns(present: Iterable[object], wanted: Iterable[str], where: str) -> None:
@@ -131,60 +117,80 @@ def check_columns(present: Iterable[object], wanted: Iterable[str], where: str) 
             raise UserError(f"{where} has more than one column {column!r}. Rename all but one.")
 
 
-def _read_file(
-    path: Path, columns: Sequence[str], text: Sequence[str], engine: str
-) -> pd.DataFrame:
-    check_columns(header(path), columns, str(path))
-    separator = _SEPARATORS.get(_kind(path) or "")
-    if engine == "duckdb":
-        return read_with_duckdb(path, columns, text, separator, MISSING_WORDS)
-    if engine == "spark":
-        return read_with_spark(path, columns, separator, MISSING_WORDS)
-    try:
-        if separator is None:
-            return pd.read_parquet(path, columns=list(columns))
-        return _read_text(path, columns, text, separator)
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from None
+def check_files(paths: Sequence[Path], columns: Mapping[str, str]) -> None:
+    """Checks that every file has the columns, and that the files agree on their types.
+
+    Args:
+      paths: what `find_files` returned.
+      columns: role to column name.
+
+    Raises:
+      UserError: for an unknown or damaged format, an absent column, or a type that changes. Text
+        files have the type string.
+    """
+    first: dict[str, tuple[Path, pa.DataType]] = {}
+    for path in paths:
+        check_columns(header(path), columns.values(), str(path))
+        schema = pa.parquet.read_schema(path) if is_parquet(path) else None
+        for role, column in columns.items():
+            here = pa.string() if schema is None else schema.field(column).type
+            if pa.types.is_null(here):
+                continue
+            before, there = first.setdefault(role, (path, here))
+            if _family(role, here) != _family(role, there):
+                raise UserError(
+                    f"the column {column!r} is {here} in {path} and {there} in {before}. Write "
+                    "all files with one type."
+                )
 
 
-def _read_text(
-    path: Path, columns: Sequence[str], text: Sequence[str], separator: str
-) -> pd.DataFrame:
-    try:
-        return _read_arrow(path, columns, text, separator)
-    except pa.ArrowInvalid:
-        # A type was guessed from the first block and a later value does not fit it. As text, the
-        # value reaches the checks, which name its row.
-        return _read_arrow(path, columns, columns, separator)
+def is_parquet(path: Path) -> bool:
+    """Whether a file's name says Parquet and not text."""
+    return _kind(path) in _PARQUET
 
 
-def _read_arrow(
-    path: Path, columns: Sequence[str], text: Sequence[str], separator: str
-) -> pd.DataFrame:
-    table = pa.csv.read_csv(
-        path,
-        read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-        parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(
+def separator_of(path: Path) -> str:
+    """Returns what separates the columns of a text file."""
+    return _SEPARATORS[_kind(path) or ".csv"]
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Returns the one sentence for a file that made a reader fail."""
+    words = str(error).strip()
+    reason = words.splitlines()[0][:200] if words else type(error).__name__
+    if "utf8" in reason.lower() or isinstance(error, UnicodeDecodeError):
+        return UserError(f"{path} is not UTF-8 text ({reason}). Convert it to UTF-8 first.")
+    return UserError(f"{path} cannot be read ({reason}). It may be damaged or of another format.")
+
+
+def _csv_options(path: Path, columns: Sequence[str]) -> dict[str, object]:
+    return {
+        "read_options": pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
+        "parse_options": pa.csv.ParseOptions(delimiter=separator_of(path), newlines_in_values=True),
+        "convert_options": pa.csv.ConvertOptions(
             include_columns=list(columns),
-            column_types={name: pa.string() for name in text},
+            column_types={name: pa.string() for name in columns},
             null_values=list(MISSING_WORDS),
             strings_can_be_null=True,
         ),
-    )
-    return table.to_pandas(split_blocks=True, self_destruct=True)
+    }
+
+
+def _family(role: str, kind: pa.DataType) -> str:
+    """Returns what types of one column may differ in: widths, and for labels, fractions."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_integer(kind):
+        return "number" if role == "label" else "integer"
+    if pa.types.is_floating(kind):
+        return "number" if role == "label" else "float"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_timestamp(kind):
+        return "time with zone" if kind.tz else "time"
+    return str(kind)
 
 
 def _kind(path: Path) -> str | None:
     name = path.name.lower().removesuffix(".gz")
     return next((end for end in (*_SEPARATORS, *_PARQUET) if name.endswith(end)), None)
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = (
-        str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    )
-    if "utf8" in reason.lower() or isinstance(error, UnicodeDecodeError):
-        return UserError(f"{path} is not UTF-8 text ({reason}). Convert it to UTF-8 first.")
-    return UserError(f"{path} cannot be read ({reason}). It may be damaged or of another format.")

@@ -1,6 +1,7 @@
 """Writing a dataset directory so that it appears whole or not at all."""
 
-import dataclasses
+import ctypes
+import fcntl
 import json
 import os
 import secrets
@@ -10,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxrec.data.dataset import Dataset
 from jaxrec.typing import UserError
+
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 
 
 def check_output(output: str | Path, *, overwrite: bool = False) -> Path:
@@ -35,62 +35,75 @@ def check_output(output: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
-def write_dataset(dataset: Dataset, output: str | Path, *, overwrite: bool = False) -> None:
-    """Writes a dataset to a directory, with the cleaning report beside it as `report.json`.
+@contextmanager
+def appearing(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Gives two empty directories: the first takes the name `path` when the block succeeds.
 
-    The files are written to a sibling directory, which takes the output's name when it is whole.
-    Whatever stops the writing, the output is the old one or the new one.
+    The second is for what is needed on the way, on the same disk, and is removed in any case. Both
+    lie in a sibling of `path`. What a process left there that was killed is removed first.
 
     Raises:
-      UserError: as `check_output`.
       OSError: when the disk does not take the files; what was written is removed.
     """
-    path = check_output(output, overwrite=overwrite)
-    with _appearing(path) as partial:
-        arrays = {
-            "users": dataset.users,
-            "items": dataset.items,
-            "times": dataset.times,
-            "split": dataset.split,
-            "labels": dataset.labels,
-        }
-        for name, array in arrays.items():
-            if array is not None:
-                _write_array(partial / f"{name}.npy", array)
-        dataset.user_vocabulary.to_parquet(partial / "user_vocabulary.parquet", index=False)
-        dataset.item_vocabulary.to_parquet(partial / "item_vocabulary.parquet", index=False)
-        _write_json(partial / "report.json", dataset.manifest.report)
-        _write_json(partial / "manifest.json", dataclasses.asdict(dataset.manifest))
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Gives an empty sibling directory and renames it to `path` when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
+    lock = os.open(partial, os.O_RDONLY)
     try:
-        yield partial
-        for file in partial.iterdir():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the process ends, however it ends
+        new, work = partial / "new", partial / "work"
+        new.mkdir()
+        work.mkdir()
+        yield new, work
+        for file in new.iterdir():
             _flush(file)
-        _flush(partial)
-        if path.is_dir() and any(path.iterdir()):
-            old = partial.with_suffix(".old")
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            partial.rename(path)
+        _flush(new)
+        _take_place(new, path)
         _flush(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
 
 
-def _write_array(path: Path, array: np.ndarray) -> None:
-    # As np.save does, but a full disk keeps its error number, which np.save loses.
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(np.ascontiguousarray(array).data)
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value for people to read."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _take_place(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+    elif not _exchange(new, path):
+        old = new.with_name("old")
+        path.rename(old)
+        new.rename(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two directories change names in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+def _remove_leftovers(path: Path) -> None:
+    for partial in path.parent.glob(f".{_escaped(path.name)}.*.partial"):
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (partial / "old").exists() and not path.exists():
+                (partial / "old").rename(path)
+            shutil.rmtree(partial, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its process is at work
+        finally:
+            os.close(lock)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _flush(path: Path) -> None:
@@ -99,7 +112,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,12 +1,14 @@
 """Cleaning against hand-worked logs, and properties that must hold for any log."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.data.clean import clean
+from jaxrec.data import build
 from jaxrec.data.recipe import Recipe
 from jaxrec.typing import UserError
 
@@ -15,6 +17,20 @@ TIMED = Recipe(time_column="timestamp")
 
 def log(*rows: tuple, columns: str = "user_id item_id timestamp rating") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns.split()[: len(rows[0])])
+
+
+def clean(frame: pd.DataFrame, recipe: Recipe) -> tuple[pd.DataFrame, list[dict]]:
+    """The events of a dataset, with ids as categories in the order of the vocabulary."""
+    data = build(frame, **dataclasses.asdict(recipe))
+    users, items = data.user_vocabulary["id"], data.item_vocabulary["id"]
+    columns = {
+        "user": pd.Categorical.from_codes((data.users - 1).tolist(), categories=pd.Index(users)),
+        "item": pd.Categorical.from_codes((data.items - 1).tolist(), categories=pd.Index(items)),
+        "time": data.times,
+    }
+    if data.labels is not None:
+        columns["label"] = data.labels
+    return pd.DataFrame(columns), data.manifest.report
 
 
 def pairs(events: pd.DataFrame) -> list[tuple[str, str]]:

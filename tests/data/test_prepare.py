@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.data import Dataset, build, format_report, open_dataset, prepare, store
+from jaxrec.data import Dataset, build, format_report, open_dataset, prepare, shards, store
 from jaxrec.data.recipe import Options
 from jaxrec.typing import UserError
 
@@ -68,6 +68,7 @@ def test_what_is_written_is_what_was_built(tmp_path: Path) -> None:
         tmp_path / "log.csv", tmp_path / "out", items=tmp_path / "items.csv", **options
     )
     same(built, written)
+    assert written.offsets.tolist() == [0, 0, 3, 5, 6]
     assert isinstance(written.users, np.memmap)
     assert [source["name"] for source in written.manifest.sources] == ["log.csv", "items.csv"]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == built.manifest.report
@@ -216,15 +217,16 @@ def test_a_full_disk_leaves_the_old_dataset_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = prepare(EVENTS, tmp_path / "out")
-    write, written = store._write_array, []
+    write, written = shards.ArrayWriter.append, []
 
-    def full(path: Path, array: np.ndarray) -> None:
-        written.append(path)
+    def full(writer: shards.ArrayWriter, values: np.ndarray) -> None:
+        written.append(writer)
         if len(written) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write(path, array)
+            path = str(writer.paths[0])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        write(writer, values)
 
-    monkeypatch.setattr(store, "_write_array", full)
+    monkeypatch.setattr(shards.ArrayWriter, "append", full)
     with pytest.raises(OSError, match="No space left"):
         prepare(EVENTS.iloc[:3], tmp_path / "out", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -234,31 +236,63 @@ def test_a_full_disk_leaves_the_old_dataset_and_nothing_else(
 KILLED = """
 import os, signal, sys
 import numpy as np, pandas as pd
-from jaxrec.data import prepare
-from jaxrec.data import store
-name = sys.argv[2]
-original = getattr(store, name)
+from jaxrec.data import assemble, prepare, store
+module = {"store": store, "assemble": assemble}[sys.argv[2]]
+original = getattr(module, sys.argv[3])
 def dies(path, *rest):
-    if sys.argv[3] in str(path):
+    if sys.argv[4] in str(path):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(path, *rest)
-setattr(store, name, dies)
-prepare(pd.DataFrame({"user_id": [1, 2], "item_id": [1, 2]}), sys.argv[1])
+setattr(module, sys.argv[3], dies)
+frame = pd.DataFrame({"user_id": [1, 2], "item_id": [1, 2]})
+prepare(frame, sys.argv[1], **{name: True for name in sys.argv[5:]})
 """
+KILLS = [
+    ("assemble", "write_json", "manifest"),
+    ("store", "_flush", "items.npy"),
+    ("store", "_take_place", "new"),
+]
 
 
-@pytest.mark.parametrize(
-    ("function", "file"), [("_write_json", "manifest"), ("_flush", "items.npy")]
-)
-def test_a_killed_preparation_leaves_no_output(tmp_path: Path, function: str, file: str) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "out"), function, file]
+def kill(out: Path, *where: str) -> None:
+    command = [sys.executable, "-c", KILLED, str(out), *where]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_a_killed_preparation_leaves_no_output_and_the_next_one_tidies_up(
+    tmp_path: Path, where: tuple[str, ...]
+) -> None:
+    kill(tmp_path / "out", *where)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="not a prepared dataset"):
-        open_dataset(tmp_path / "out")
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".partial")
+    for path in (tmp_path / "out", left, left / "work"):
+        with pytest.raises(UserError, match="not a prepared dataset"):
+            open_dataset(path)
     assert prepare(EVENTS, tmp_path / "out").manifest.num_events == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("where", KILLS)
+@pytest.mark.parametrize("how", ["overwrite", "append"])
+def test_a_killed_change_leaves_the_earlier_dataset(
+    tmp_path: Path, where: tuple[str, ...], how: str
+) -> None:
+    old = prepare(EVENTS, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    kill(tmp_path / "out", *where, how)
+    assert open_dataset(tmp_path / "out").manifest == old.manifest
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_what_a_running_preparation_has_written_so_far_is_left_alone(tmp_path: Path) -> None:
+    with store.appearing(tmp_path / "out") as (new, _):
+        (new / "file").write_text("mine")
+        prepare(EVENTS, tmp_path / "out")
+        assert (new / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["users.npy", "split.npy"])

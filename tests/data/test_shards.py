@@ -1,193 +1,126 @@
-"""Parts of batches for the processes of a run, and datasets that do not fit memory."""
+"""Arrays in several files: they behave as one, and a dataset in shards is the same dataset."""
 
-import dataclasses
-import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.data import Dataset, PairData, SequenceData
-from jaxrec.typing import Batch
+from jaxrec.data import Dataset, PairData, SequenceData, open_dataset, prepare
+from jaxrec.data.shards import ArrayWriter, ShardedArray, num_shards, shard_names
+from jaxrec.data.synthetic import synthetic
+from jaxrec.evaluation import EvaluationConfig, ItemKNN, Popularity, evaluate
+from jaxrec.typing import UserError
 
-LAYOUTS: dict[str, Any] = {
-    "last": SequenceData(max_len=5, targets="last", buckets=(2, 3)),
-    "all": SequenceData(max_len=5, targets="all"),
-    "packed": SequenceData(max_len=5, targets="packed"),
-    "packed_wider": SequenceData(max_len=5, targets="packed", row_len=11),
-    "pairs": PairData(),
-}
+NAMES = ("users", "items", "times", "split", "labels")
 
 
-@pytest.fixture(scope="module")
-def datasets(random_dataset: Callable[..., Dataset]) -> list[Dataset]:
-    """One whose training events lead, and one where they do not; items are event numbers."""
-    leading = random_dataset(3, num_users=23, num_items=15, mean_length=9)
-    count = len(leading.users)
-    leading = dataclasses.replace(
-        leading,
-        manifest=dataclasses.replace(leading.manifest, num_items=count),
-        items=np.arange(1, count + 1, dtype=np.int32),
-        labels=np.arange(1, count + 1, dtype=np.float32),
-    )
-    apart = np.random.default_rng(0).permutation(leading.split)
-    return [leading, dataclasses.replace(leading, split=apart)]
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 99), max_size=6), min_size=1, max_size=5), st.data())
+def test_indexing_is_that_of_one_array(parts: list[list[int]], data: st.DataObject) -> None:
+    whole = np.concatenate([np.array(part, np.int32) for part in parts])
+    array = ShardedArray([np.array(part, np.int32) for part in parts])
+    assert (len(array), array.shape, array.dtype) == (len(whole), whole.shape, whole.dtype)
+    np.testing.assert_array_equal(np.asarray(array), whole)
+    where = data.draw(st.slices(len(whole)))
+    mask = data.draw(st.lists(st.booleans(), min_size=len(whole), max_size=len(whole)))
+    for index in (where, np.array(mask, bool)):
+        found = array[index]
+        assert found.dtype == whole.dtype
+        np.testing.assert_array_equal(found, whole[index])
+    if len(whole):
+        positions = st.integers(-len(whole), len(whole) - 1)
+        chosen = np.array(data.draw(st.lists(positions, max_size=8)), np.int64)
+        np.testing.assert_array_equal(array[chosen], whole[chosen])
+        np.testing.assert_array_equal(array[chosen[:, None]], whole[chosen[:, None]])
+        assert array[int(chosen[0])] == whole[chosen[0]] if len(chosen) else True
+    np.testing.assert_array_equal(array == 3, whole == 3)
 
 
-def part(size: int, process: int, world: int) -> slice:
-    return slice(process * size // world, (process + 1) * size // world)
+def test_what_is_out_of_bounds_is_an_error() -> None:
+    array = ShardedArray([np.arange(3), np.arange(2)])
+    for index in (5, -6, np.array([0, 5]), np.array([True])):
+        with pytest.raises(IndexError):
+            array[index]
 
 
-def together(parts: list[Batch]) -> Batch:
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def assert_equal(left: Batch, right: Batch) -> None:
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape
-        np.testing.assert_array_equal(a, b)
-
-
-def targets(batch: Batch) -> list[int]:
-    """The events, by number, that a batch has as targets."""
-    return batch.positives[batch.where].tolist()
-
-
-def expected_targets(dataset: Dataset, layout: str) -> list[int]:
-    kept = np.flatnonzero(dataset.split == 0)
-    users = dataset.users[kept]
-    if layout != "pairs":
-        later = np.append(False, users[1:] == users[:-1])
-        kept, users = kept[later], users[later]
-    if layout == "all":
-        from_end = np.searchsorted(users, users, side="right") - np.arange(len(users))
-        kept = kept[from_end <= 5]
-    return dataset.items[kept].tolist()
-
-
-@settings(max_examples=60)
-@given(
-    layout=st.sampled_from(sorted(LAYOUTS)),
-    leading=st.booleans(),
-    batch_size=st.integers(1, 20),
-    worlds=st.lists(st.integers(1, 8), min_size=2, max_size=3),
-    seed=st.integers(0, 2**40),
-    number=st.integers(0, 3),
-)
-def test_whatever_the_processes_each_example_is_seen_once_an_epoch(
-    layout: str,
-    leading: bool,
-    batch_size: int,
-    worlds: list[int],
-    seed: int,
-    number: int,
-    datasets: list[Dataset],
-) -> None:
-    dataset = datasets[0 if leading else 1]
-    whole = LAYOUTS[layout].batches(dataset, batch_size, seed)
-    steps = whole.steps_per_epoch
-    seen: list[int] = []
-    # The run stops within the epoch and goes on with another number of processes.
-    bounds = [number * steps + i * steps // len(worlds) for i in range(len(worlds) + 1)]
-    for world, begin, end in zip(worlds, bounds[:-1], bounds[1:], strict=True):
-        processes = [LAYOUTS[layout].batches(dataset, batch_size, seed) for _ in range(world)]
-        for step in range(begin, end):
-            parts = [
-                batches.batch(step, part(batch_size, process, world))
-                for process, batches in enumerate(processes)
-            ]
-            assert_equal(together(parts), whole.batch(step))
-            seen += [target for piece in parts for target in targets(piece)]
-    assert sorted(seen) == expected_targets(dataset, layout)
-
-
-class OnlyRead:
-    """An array that offers what a dataset in several files does, and counts what is read."""
-
-    def __init__(self, array: np.ndarray):
-        self._array, self.dtype, self.shape = array, array.dtype, array.shape
-        self.read = 0
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
-        if not isinstance(index, slice):
-            assert index.ndim == 1 and index.dtype.kind in "iu"
-            assert not len(index) or (index.min() >= 0 and index.max() < len(self))
-        found = self._array[index]
-        self.read += found.size
-        return found
-
-
-@pytest.mark.parametrize("leading", [True, False])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_arrays_in_several_files_give_the_same_batches(
-    layout: str, leading: bool, datasets: list[Dataset]
-) -> None:
-    dataset = datasets[0 if leading else 1]
-    files: dict[str, Any] = {
-        name: OnlyRead(getattr(dataset, name)) for name in ("items", "split", "labels")
-    }
-    split = dataclasses.replace(dataset, **files)
-    expected = LAYOUTS[layout].batches(dataset, 4, 0)
-    batches = LAYOUTS[layout].batches(split, 4, 0)
-    for step in range(expected.steps_per_epoch):
-        assert_equal(batches.batch(step), expected.batch(step))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_part_reads_no_more_than_its_rows(layout: str, datasets: list[Dataset]) -> None:
-    items: Any = OnlyRead(datasets[0].items)
-    batches = LAYOUTS[layout].batches(dataclasses.replace(datasets[0], items=items), 8, 0)
-    assert items.read == 0
-    for step in range(batches.steps_per_epoch):
-        items.read = 0
-        batch = batches.batch(step, slice(2, 4))
-        # For a window its one item more than positions; for the others history and target.
-        assert items.read <= 2 * batch.positives.size + (0 if batch.history is None else 22)
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 12])
+def test_files_hold_the_elements_in_order(tmp_path: Path, length: int) -> None:
+    values = np.arange(length, dtype=np.int64)
+    writer = ArrayWriter(tmp_path, "items", values.dtype, length, 4)
+    for piece in np.array_split(values, 5):
+        writer.append(piece)
+    names = shard_names("items", num_shards(length, 4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    np.testing.assert_array_equal(np.concatenate([np.load(tmp_path / n) for n in names]), values)
 
 
 @pytest.fixture(scope="module")
-def long_log(tmp_path_factory: pytest.TempPathFactory, dataset_of: Any) -> Dataset:
-    """Five million events of 500,000 users in memory-mapped files; the last of each is for test."""
-    path, users, each = tmp_path_factory.mktemp("log"), 500_000, 10
-    arrays: dict[str, np.ndarray] = {
-        "users": np.repeat(np.arange(1, users + 1, dtype=np.int32), each),
-        "items": np.tile(np.arange(1, each + 1, dtype=np.int32), users),
-        "split": np.tile(np.array([0] * (each - 1) + [2], np.uint8), users),
-        "labels": np.ones(users * each, np.float32),
-    }
-    for name, array in arrays.items():
-        np.save(path / f"{name}.npy", array)
-    small = dataset_of([(1, 1, 0)], num_items=each, num_users=users)
-    mapped: dict[str, Any] = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in arrays}
-    dataset = dataclasses.replace(small, **mapped)
-    assert len(dataset.offsets) == users + 2  # the dataset's own, whoever asks for it first
-    return dataset
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Dataset, Path]:
+    """One log, prepared into one file an array and into many."""
+    directory = tmp_path_factory.mktemp("shards")
+    events, items = synthetic(0, num_users=60, num_items=60, max_events=24)
+
+    def make(name: str, size: int | None) -> Dataset:
+        return prepare(
+            events,
+            directory / name,
+            items=items,
+            shard_events=size,
+            time_column="timestamp",
+            label_column="rating",
+        )
+
+    return make("one", None), make("many", 100), directory / "many"
 
 
-# Bytes for each of the 500,000 users of 10 events: one int32 array of the log's size would be 40.
-# "packed" holds a window of each user in this log.
-HELD = {"last": 17, "all": 9, "packed": 23, "pairs": 13}
-PEAK = {"last": 48, "all": 18, "packed": 72, "pairs": 22}
+def test_a_dataset_in_shards_is_the_same_dataset(pair: tuple[Dataset, Dataset, Path]) -> None:
+    one, many, path = pair
+    assert isinstance(one.users, np.memmap)
+    assert isinstance(many.users, ShardedArray)
+    assert len(list(path.glob("users-*-of-*.npy"))) == -(-len(one.users) // 100)
+    for name in NAMES:
+        np.testing.assert_array_equal(np.asarray(getattr(many, name)), getattr(one, name))
+    np.testing.assert_array_equal(many.offsets, one.offsets)
+    np.testing.assert_array_equal(many.item_counts, one.item_counts)
+    assert many.manifest.fingerprint == one.manifest.fingerprint
 
 
-@pytest.mark.parametrize("layout", HELD)
-def test_batches_of_a_long_log_hold_arrays_of_users_and_none_of_events(
-    layout: Any, long_log: Dataset
+@pytest.mark.parametrize("targets", ["last", "all", "packed", "pairs"])
+def test_batches_of_shards_are_those_of_one_file(
+    pair: tuple[Dataset, Dataset, Path], targets: str
 ) -> None:
-    config: Any = PairData() if layout == "pairs" else SequenceData(targets=layout)
-    tracemalloc.start()
-    try:
-        batches = config.batches(long_log, 128, 0)
-        for step in (0, batches.steps_per_epoch - 1, 2 * batches.steps_per_epoch):
-            batches.batch(step)
-        held, peak = (size / long_log.num_users for size in tracemalloc.get_traced_memory())
-    finally:
-        tracemalloc.stop()
-    assert held < HELD[layout] and peak < PEAK[layout], (held, peak)
+    config = PairData() if targets == "pairs" else SequenceData(max_len=8, targets=targets)  # type: ignore[arg-type] # a word of the list above
+    one, many = (config.batches(data, 16, seed=1) for data in pair[:2])
+    assert one.steps_per_epoch == many.steps_per_epoch
+    for step in (0, one.steps_per_epoch):
+        for field in ("users", "history", "positives", "labels", "where"):
+            expected, found = getattr(one.batch(step), field), getattr(many.batch(step), field)
+            assert (expected is None) == (found is None)
+            if expected is not None:
+                np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("make", [Popularity, ItemKNN])
+def test_evaluation_of_shards_is_that_of_one_file(
+    pair: tuple[Dataset, Dataset, Path], make: Callable[[Dataset], Popularity]
+) -> None:
+    config = EvaluationConfig(ks=(10,), bootstrap_samples=10)
+    one, many = (evaluate(make(data), data, "test", config) for data in pair[:2])
+    assert one.metrics == many.metrics
+
+
+def test_a_missing_or_shortened_shard_does_not_open(
+    pair: tuple[Dataset, Dataset, Path],
+) -> None:
+    shard = sorted(pair[2].glob("items-*.npy"))[1]
+    content = shard.read_bytes()
+    for damage in (lambda: shard.unlink(), lambda: shard.write_bytes(content[:-3])):
+        damage()
+        with pytest.raises(UserError, match=rf"{shard.name} is missing or damaged .*again") as said:
+            open_dataset(pair[2])
+        assert "\n" not in str(said.value)
+        shard.write_bytes(content)
+    assert open_dataset(pair[2]).num_items == 60

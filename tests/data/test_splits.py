@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from jaxrec.data import TEST, TRAIN, VALID, build
-from jaxrec.data.splits import given, leave_last_out, random, temporal
+from jaxrec.data.splits import leave_last_out, nth, random, temporal
 from jaxrec.typing import UserError
 
 
@@ -42,10 +42,27 @@ def test_random_depends_on_its_seed_alone_and_picks_every_position() -> None:
     assert np.abs(share - 0.1).max() < 5 * np.sqrt(0.1 * 0.9 / 500)
 
 
+def test_random_numbers_go_with_the_user_and_not_with_its_place_in_the_log() -> None:
+    users = np.repeat(np.arange(50), 10)
+    keys = np.arange(50, dtype=np.uint64)[::-1].repeat(10)
+    split, turned = random(users, seed=3), random(users, keys=keys, seed=3)
+    assert (split.reshape(50, 10) == turned.reshape(50, 10)[::-1]).all()
+
+
 def test_given_words_are_read_in_any_case() -> None:
-    assert given(pd.Series(["Train", "test ", "valid"])).tolist() == [TRAIN, TEST, VALID]
-    with pytest.raises(UserError, match="'dev'"):
-        given(pd.Series(["train", "dev"]))
+    frame = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "split": ["Train", "test ", "valid"]})
+    data = build(frame, split="given", split_column="split")
+    assert data.split.tolist() == [TRAIN, TEST, VALID]
+    with pytest.raises(UserError, match=r"'dev' in row 2.*none of the words train, valid"):
+        build(frame.assign(split=["train", "dev", "test"]), split="given", split_column="split")
+
+
+@settings(max_examples=80, deadline=None)
+@for_all(st.lists(st.integers(-(2**63) + 1, 2**63 - 1), min_size=1, max_size=30), st.data())
+def test_a_rank_is_found_as_sorting_finds_it(values: list[int], data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, len(values) - 1))
+    pieces = np.array_split(np.array(values, np.int64), 3)
+    assert nth(lambda: pieces, rank, min(values), max(values)) == sorted(values)[rank]
 
 
 def frame_of(times: list) -> pd.DataFrame:

@@ -4,28 +4,48 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.data.times import parse_moment, to_times
+from jaxrec.data import build
+from jaxrec.data.times import choose_spelling, examine, parse_moment, to_times
 from jaxrec.typing import UserError
 
 DAY_NS = 86_400 * 10**9
 
 
+def convert(values: object) -> tuple[pd.Series, bool]:
+    """Converts a column in two chunks; returns the times and whether they are nanoseconds."""
+    series = pd.Series(values)
+    cut = len(series) // 2
+    chunks = [series.iloc[:cut], series.iloc[cut:]] if cut else [series]
+    spelling = choose_spelling([examine(chunk) for chunk in chunks])
+    times = pd.concat([to_times(chunk, spelling) for chunk in chunks])
+    assert times.dtype == pd.Int64Dtype()
+    return times, spelling in ("dates", "seconds")
+
+
 def nanoseconds(values: object) -> list[int]:
-    times, missing = to_times(pd.Series(values), "t")
-    assert times.dtype == np.dtype("datetime64[ns]")
-    assert not missing.any()
-    return times.view(np.int64).tolist()
+    times, dates = convert(values)
+    assert dates
+    assert not times.isna().any()
+    return times.tolist()
 
 
 @pytest.mark.parametrize("values", [[3, 1], ["3", "1"], [3.0, 1.0], pd.array([3, 1], "Int64")])
 def test_whole_numbers_keep_the_unit_of_the_log(values: object) -> None:
-    times, _ = to_times(pd.Series(values), "t")
-    assert times.dtype == np.int64
+    times, dates = convert(values)
+    assert not dates
     assert times.tolist() == [3, 1]
 
 
 def test_large_whole_numbers_as_text_are_exact() -> None:
-    assert to_times(pd.Series(["1700000000123456789"]), "t")[0].tolist() == [1700000000123456789]
+    assert convert(["1700000000123456789", "1"])[0].tolist() == [1700000000123456789, 1]
+
+
+def test_the_spelling_is_that_of_the_whole_column_not_of_its_first_chunk() -> None:
+    assert nanoseconds(["19700102", "1970-01-02"]) == [DAY_NS] * 2
+    assert nanoseconds([1.0, 1.5]) == [10**9, 1_500_000_000]
+    assert nanoseconds(["1", "1.5"]) == [10**9, 1_500_000_000]
+    times, dates = convert(["5", "6.0"])
+    assert (times.tolist(), dates) == ([5, 6], False)
 
 
 def test_seconds_with_fractions_become_nanoseconds() -> None:
@@ -52,9 +72,7 @@ def test_clocks_set_back_do_not_change_the_order() -> None:
 
 def test_missing_times_are_marked() -> None:
     for values in ([1.0, None], ["1", None], ["2020-01-01", None], [pd.Timestamp(0), pd.NaT]):
-        times, missing = to_times(pd.Series(values), "t")
-        assert missing.tolist() == [False, True]
-        assert times.view(np.int64)[1] == 0
+        assert convert(values)[0].isna().tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -69,21 +87,20 @@ def test_missing_times_are_marked() -> None:
 )
 def test_the_first_bad_time_is_named(values: list, row: int, value: str) -> None:
     with pytest.raises(UserError, match=rf"'t' holds '{value}.*' in row {row} "):
-        to_times(pd.Series(values), "t")
+        build(pd.DataFrame({"user_id": 1, "item_id": 1, "t": values}), time_column="t")
 
 
 def test_moments_take_the_unit_of_the_log() -> None:
     second = 1_577_836_800  # 2020-01-01
     for scale in (1, 1000, 10**6, 10**9):
-        times = np.array([second * scale], np.int64)
-        assert parse_moment("2020-01-01", times, "valid_from") == second * scale
-    dates = np.array(["2021-05-05"], "datetime64[ns]")
-    assert parse_moment("2020", dates, "valid_from") == second * 10**9
-    assert parse_moment("17", np.array([1, 20]), "valid_from") == 17
+        moment = parse_moment("2020-01-01", "valid_from", dates=False, largest=second * scale)
+        assert moment == second * scale
+    assert parse_moment("2020", "valid_from", dates=True, largest=0) == second * 10**9
+    assert parse_moment("17", "valid_from", dates=False, largest=20) == 17
 
 
 def test_moments_that_mean_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="no date"):
-        parse_moment("spring", np.array([10**9]), "valid_from")
+        parse_moment("spring", "valid_from", dates=False, largest=10**9)
     with pytest.raises(UserError, match="counters"):
-        parse_moment("2020-01-01", np.array([1, 20]), "valid_from")
+        parse_moment("2020-01-01", "valid_from", dates=False, largest=20)

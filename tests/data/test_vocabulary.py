@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.data.vocabulary import encode_ids
+from jaxrec.data.vocabulary import id_texts, vocabulary_order
+
+
+def encode_ids(values: pd.Series) -> pd.Categorical:
+    """Numbers ids as a preparation does: distinct texts in the order of the vocabulary."""
+    texts = id_texts(values)
+    ids = pd.Index(texts.dropna().unique())
+    return pd.Categorical(texts, categories=ids[vocabulary_order(ids)])
 
 
 @pytest.mark.parametrize(

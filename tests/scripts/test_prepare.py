@@ -129,6 +129,62 @@ def test_a_disk_that_takes_no_more(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
+def test_a_disk_that_fills_while_files_are_sorted(tmp_path: Path) -> None:
+    rows = "".join(f"{i % 977},{i % 89},{i}\n" for i in range(100_000))
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}")
+    assert run(*flags)[0] == 0
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    for more in ("--overwrite", "--append"):
+        code, _, err = run(
+            *flags,
+            more,
+            "--time_column=timestamp" if more == "--overwrite" else "--engine=pandas",
+            limit=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+        )
+        assert (code, err.startswith("error: the disk is full")) == (1, True), err
+        assert err.count("\n") == 1
+        assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
+
+
+def test_a_day_is_appended(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(LOG)
+    (tmp_path / "day.csv").write_text("user_id,item_id,timestamp\n2,9,9\n3,1,9\n")
+    output = f"--output={tmp_path / 'out'}"
+    assert run(f"--input={tmp_path / 'log.csv'}", output, "--time_column=timestamp")[0] == 0
+    code, out, err = run(f"--input={tmp_path / 'day.csv'}", output, "--append")
+    assert (code, err) == (0, "")
+    assert "with the earlier events" in out
+    assert "3 users, 6 items, 12 events" in out
+    assert open_dataset(tmp_path / "out").item_index(9) == 6
+
+
+def test_a_memory_limit_that_is_no_size(tmp_path: Path) -> None:
+    assert "Write it like 4GB" in fails(tmp_path, "--memory_limit=lots")
+
+
+@pytest.mark.parametrize("sort", [True, False])
+def test_a_killed_preparation_leaves_the_earlier_dataset(tmp_path: Path, sort: bool) -> None:
+    (tmp_path / "log.csv").write_text(LOG)
+    flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}")
+    assert run(*flags)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    os.mkfifo(tmp_path / "day.csv")
+    more = ("--overwrite",) if sort else ("--append",)
+    with start(f"--input={tmp_path / 'day.csv'}", flags[1], *more) as process:
+        with (tmp_path / "day.csv").open("w") as pipe:
+            pipe.write(LOG)
+            pipe.flush()
+            time.sleep(0.1)
+            process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "day.csv").unlink()
+    assert run(*flags, "--overwrite")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "out"]
+
+
 @pytest.mark.parametrize(
     ("number", "code", "message"),
     [(signal.SIGINT, 130, "error: interrupted.\n"), (signal.SIGTERM, 143, "")],
