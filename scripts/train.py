@@ -27,8 +27,8 @@ flags.DEFINE_bool("quiet", False, "No progress, only the result.")
 flags.DEFINE_bool(
     "distributed",
     False,
-    "This is one of several processes that train together; the cluster (SLURM, Open MPI, GKE, Cloud "
-    "TPU) says which. Elsewhere say it with the next three flags instead.",
+    "This is one of several processes that train together; the cluster (SLURM, Open MPI, GKE, "
+    "Cloud TPU) says which. Elsewhere say it with the next three flags instead.",
 )
 flags.DEFINE_string("coordinator", None, "Address of process 0, HOST:PORT, the same for all.")
 flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)

@@ -73,12 +73,12 @@ class Objective(Protocol):
         """Returns arrays about the dataset that `draw` wants on the device."""
         ...
 
-    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         """Returns the batch with whatever is random or depends on original ids filled in."""
         ...
 
     def loss(
-        self, model: Any, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+        self, model: Any, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the sum of the examples' losses and the sum of their weights, both float32.
 
@@ -115,7 +115,7 @@ class Negatives:
             log_q = np.log(probabilities).astype(np.float32)
         return {"words": cumulative_words(probabilities), "log_q": log_q}
 
-    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         rows, words = RowKey.of(key), statistics["words"]
         if self.shared:
             negatives = sample_items(rows.key, (self.num_negatives,), words)

@@ -21,7 +21,7 @@ from jaxrec.objectives.base import (
     weights_of,
 )
 from jaxrec.ops.cross_entropy import catalogue_cross_entropy
-from jaxrec.ops.keys import RowKey
+from jaxrec.ops.keys import Key
 from jaxrec.sampling import item_probabilities
 from jaxrec.typing import Batch, UserError
 
@@ -49,11 +49,11 @@ class FullSoftmax:
     def statistics(self, dataset: Dataset) -> Statistics:
         return {}
 
-    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         return batch
 
     def loss(
-        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+        self, model: Retriever, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> Sums:
         users = model.user_vectors(batch, key=key)
         weights = weights_of(batch)
@@ -81,7 +81,7 @@ class SampledSoftmax(Negatives):
     logq: bool = True
 
     def loss(
-        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+        self, model: Retriever, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> Sums:
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
@@ -115,7 +115,7 @@ class InBatchSoftmax:
         with np.errstate(divide="ignore"):
             return {"log_q": np.log(probabilities).astype(np.float32)}
 
-    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         # Padding has log q = -inf, and inf - inf is no number.
         log_q = jnp.maximum(statistics["log_q"][batch.positives], -1e4)
         # Ids as well: by the time of the loss the batch's own are positions in a slice.
@@ -123,7 +123,7 @@ class InBatchSoftmax:
         return batch.replace(features=features_of(batch) | drawn)
 
     def loss(
-        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+        self, model: Retriever, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> Sums:
         users = model.user_vectors(batch, key=key)
         drawn, rows = features_of(batch), batch.positives.size
@@ -160,12 +160,12 @@ class BCE(Negatives):
         beta = losses.gbce_beta(self.num_negatives, dataset.num_items, self.calibration)
         return super().statistics(dataset) | {"beta": np.asarray(beta, np.float32)}
 
-    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         batch = super().draw(batch, statistics, key)
         return batch.replace(features=features_of(batch) | {"beta": statistics["beta"]})
 
     def loss(
-        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+        self, model: Retriever, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> Sums:
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
@@ -188,7 +188,7 @@ class BPR(Negatives):
     l2: float = 0.0
 
     def loss(
-        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+        self, model: Retriever, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> Sums:
         users = model.user_vectors(batch, key=key)
         positives, negatives, where = negative_scores(model, users, batch)
@@ -223,11 +223,11 @@ class SquaredError:
             )
         return {}
 
-    def draw(self, batch: Batch, statistics: Any, key: RowKey) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         return batch
 
     def loss(
-        self, model: Retriever, batch: Batch, key: RowKey | None, replica: Replica = ALONE
+        self, model: Retriever, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> Sums:
         users = model.user_vectors(batch, key=key)
         items = model.item_vectors(batch.positives)

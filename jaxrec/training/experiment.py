@@ -27,7 +27,6 @@ from jaxrec.training.host import Slices, host_tables
 from jaxrec.training.state import TrainState, abstract_state
 from jaxrec.typing import Array, Batch, Params, UserError
 
-
 _BLOCK_ROWS = 2**20  # of a table on the host that go to the device together to be ranked
 
 

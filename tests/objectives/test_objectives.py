@@ -20,6 +20,7 @@ from jaxrec.objectives import (
     SampledSoftmax,
     SquaredError,
 )
+from jaxrec.ops.keys import Key
 from jaxrec.optim import OptimizerConfig
 from jaxrec.training import init_state, make_step
 from jaxrec.typing import Array, Batch, UserError
@@ -36,7 +37,7 @@ class Fixed:
     def tables(self) -> dict[str, tuple[str, ...]]:
         return {}
 
-    def user_vectors(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+    def user_vectors(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
         return USERS[batch.users]
 
     def item_vectors(self, ids: Array | None = None) -> jax.Array:

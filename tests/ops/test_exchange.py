@@ -87,7 +87,7 @@ def test_the_most_of_one_owner_is_counted(mesh: Mesh) -> None:
 
 
 def test_arrays_of_one_shape_travel_in_one_collective(mesh: Mesh) -> None:
-    arrays = [np.arange(64, dtype=np.float32).reshape(16, 2, 2) + i for i in range(3)]
+    arrays: list[Any] = [np.arange(64, dtype=np.float32).reshape(16, 2, 2) + i for i in range(3)]
     arrays.append(np.arange(16, dtype=np.int32).reshape(16, 1))
 
     def send(*blocks: Any) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from jaxrec.data import Dataset, SequenceData
 from jaxrec.functional import functional
 from jaxrec.models import sasrec
-from jaxrec.objectives import BCE, FullSoftmax
+from jaxrec.objectives import BCE
 from jaxrec.optim import OptimizerConfig
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import TrainState, init_state, load_trained, make_step, train

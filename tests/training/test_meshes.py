@@ -1,4 +1,4 @@
-"""Whole runs on meshes: trained, saved, restored onto others and measured, with the same numbers."""
+"""Whole runs on meshes: trained, saved, moved to others and measured, with the same numbers."""
 
 from collections.abc import Callable
 from pathlib import Path

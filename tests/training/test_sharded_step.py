@@ -82,8 +82,7 @@ def run(
     """Trains on a mesh, with tables split as it says."""
     model, optimizer = case.parts(dataset)
     devices = mesh.build()
-    split = {} if mesh.tables == "replicated" else dict.fromkeys(("items", "users"), mesh.tables)
-    split |= {"outputs": mesh.tables} if split else {}
+    split: Any = dict.fromkeys(("items", "users", "outputs"), mesh.tables)
     layout = Layout(axes=AXES, table_axis="model", placements=split, slack=mesh.slack)
     if devices.size == 1:
         layout = Layout()

@@ -22,6 +22,7 @@ from jaxrec.objectives import (
     SampledSoftmax,
     SquaredError,
 )
+from jaxrec.ops.keys import Key
 from jaxrec.optim import OptimizerConfig
 from jaxrec.sharding import Layout, MeshConfig, replicate, shard_batch
 from jaxrec.training import StepMetrics, TrainState, init_state, make_step
@@ -192,7 +193,7 @@ def test_overflow_counts_the_distinct_rows_beyond_capacity(dataset: Dataset) -> 
 class FixedBCE(BCE):
     """BCE whose negatives are a function of the positives: no part of a batch draws others."""
 
-    def draw(self, batch: Batch, statistics: Any, key: jax.Array) -> Batch:
+    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         batch = super().draw(batch, statistics, key)
         return batch.replace(negatives=(batch.positives % 300 + 1)[..., None])
 
