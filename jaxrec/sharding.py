@@ -70,7 +70,8 @@ class MeshConfig:
           UserError: when the devices are too few, or cannot be divided, or when some of a process
             would be idle.
         """
-        devices = jax.devices()
+        # Those of a process are neighbours, so that its rows of a batch are.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         there = f"{len(devices)} ({devices[0].platform}) are there"
         if self.data == 0 and len(devices) % self.model:
             raise UserError(

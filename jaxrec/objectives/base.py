@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrec.data.dataset import Dataset
 from jaxrec.ops.keys import Key, RowKey
-from jaxrec.sampling import cumulative_words, item_probabilities, sample_items
+from jaxrec.sampling import cumulative_words, item_probabilities, sample_items, sample_uniform
 from jaxrec.typing import Array, Batch
 
 type Statistics = dict[str, np.ndarray]
@@ -110,20 +110,25 @@ class Negatives:
         return False
 
     def statistics(self, dataset: Dataset) -> Statistics:
+        if not self.power:
+            return {"num_items": np.asarray(dataset.num_items, np.int32)}
         probabilities = item_probabilities(dataset.item_counts, self.power)
         with np.errstate(divide="ignore"):
             log_q = np.log(probabilities).astype(np.float32)
         return {"words": cumulative_words(probabilities), "log_q": log_q}
 
     def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
-        rows, words = RowKey.of(key), statistics["words"]
-        if self.shared:
-            negatives = sample_items(rows.key, (self.num_negatives,), words)
+        rows, shape = RowKey.of(key), (*batch.positives.shape, self.num_negatives)
+        # What all rows share is drawn from the key alone.
+        place: Any = (rows.key, shape[-1:]) if self.shared else (rows, shape)
+        if not self.power:
+            negatives = sample_uniform(*place, statistics["num_items"])
+            log_q = -jnp.log(statistics["num_items"].astype(jnp.float32))
+            drawn = {"log_q_negatives": jnp.broadcast_to(log_q, negatives.shape)}
         else:
-            shape = (*batch.positives.shape, self.num_negatives)
-            negatives = sample_items(rows, shape, words)
-        features = {"log_q_negatives": statistics["log_q"][negatives]}
-        return batch.replace(negatives=negatives, features=features_of(batch) | features)
+            negatives = sample_items(*place, statistics["words"])
+            drawn = {"log_q_negatives": statistics["log_q"][negatives]}
+        return batch.replace(negatives=negatives, features=features_of(batch) | drawn)
 
 
 def features_of(batch: Batch) -> dict[str, Any]:

@@ -40,9 +40,30 @@ def sample_items(key: Key, shape: tuple[int, ...], words: Array) -> jax.Array:
       shape: of the result.
       words: (N,) uint32 from `cumulative_words`; entry 0, padding, is 0.
     """
-    if isinstance(key, RowKey):
-        drawn = row_bits(key, shape)
-    else:
-        drawn = jax.random.bits(key, shape, jnp.uint32)
-    ids = jnp.searchsorted(jnp.asarray(words), drawn, side="right")
+    ids = jnp.searchsorted(jnp.asarray(words), _bits(key, shape), side="right")
     return jnp.clip(ids, 1, len(words) - 1).astype(jnp.int32)
+
+
+def sample_uniform(key: Key, shape: tuple[int, ...], num_items: Array) -> jax.Array:
+    """Returns int32 item ids in [1, num_items], all as likely, drawn with replacement.
+
+    Like `sample_items`, without an array of the size of the catalogue.
+
+    Args:
+      key, shape: as for `sample_items`.
+      num_items: () int32.
+    """
+    bits, count = _bits(key, shape), jnp.asarray(num_items).astype(jnp.uint32)
+    # The upper half of the 64 bits of bits * count, from products of halves.
+    low, high = bits & 0xFFFF, bits >> 16
+    count_low, count_high = count & 0xFFFF, count >> 16
+    middle = high * count_low + (low * count_low >> 16)
+    upper = high * count_high + (middle >> 16)
+    upper += (low * count_high + (middle & 0xFFFF)) >> 16
+    return upper.astype(jnp.int32) + 1
+
+
+def _bits(key: Key, shape: tuple[int, ...]) -> jax.Array:
+    if isinstance(key, RowKey):
+        return row_bits(key, shape)
+    return jax.random.bits(key, shape, jnp.uint32)

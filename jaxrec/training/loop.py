@@ -124,7 +124,7 @@ class _Run:
         self.statistics = replicate(statistics, self.mesh)
         self.host_step: HostStep | None = None
         self.state, self.step = self._born()
-        self.course, self.rate = Course(), 0.0
+        self.course, self.rate, self.slow = Course(), 0.0, 0.0
         self.log: MetricsLog | None = None
         counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
         self.measured = [name for name in ("valid", "test") if counts[SPLITS[name]]]
@@ -286,6 +286,7 @@ class _Run:
             if not math.isfinite(metrics.loss):
                 raise UserError(f"the loss of step {first + offset} is {metrics.loss}. {_DIVERGED}")
         self.course.losses += [float(m.loss) for m in fetched]
+        self.slow = sum(bool(m.slow) for m in fetched) / len(fetched)
         examples = float(sum(m.examples for m in fetched))
         if count:
             # The first step of a process compiles, so it says nothing about speed.
@@ -300,7 +301,10 @@ class _Run:
         # cut off tells the same losses as one that was not.
         loss = sum(self.course.losses) / len(self.course.losses)
         self.course.losses = []
-        self._write({"train/loss": loss, "train/examples_per_s": self.rate})
+        told = {"train/loss": loss, "train/examples_per_s": self.rate}
+        if self.mesh.shape["model"] > 1:
+            told["train/slow_exchanges"] = self.slow
+        self._write(told)
 
     def _write(self, values: dict[str, float]) -> None:
         if self.log is not None:

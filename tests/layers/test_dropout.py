@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrec.layers import dropout
+from jaxrec.ops.keys import RowKey
 
 
 def kept(key: jax.Array, shape: tuple[int, ...], rate: float = 0.5) -> np.ndarray:
@@ -117,3 +118,11 @@ def test_a_rate_outside_of_its_range_is_refused(rate: float) -> None:
 def test_a_rate_of_almost_one_drops_almost_all() -> None:
     out = dropout(jnp.ones(1000), 1 - 1e-12, jax.random.key(0))
     assert int(jnp.sum(out > 0)) == 0
+
+
+def test_rows_in_parts_drop_what_the_whole_drops() -> None:
+    x, key = jnp.ones((6, 5, 4)), jax.random.key(8)
+    whole = dropout(x, 0.4, key)
+    parts = [dropout(x[i : i + 2], 0.4, RowKey(key, jnp.int32(i))) for i in (0, 2, 4)]
+    np.testing.assert_array_equal(whole, jnp.concatenate(parts))
+    assert len({np.asarray(row).tobytes() for row in whole}) == 6

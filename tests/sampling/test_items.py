@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrec.sampling import cumulative_words, item_probabilities, sample_items
+from jaxrec.ops.keys import RowKey
+from jaxrec.sampling import (
+    cumulative_words,
+    item_probabilities,
+    sample_items,
+    sample_uniform,
+)
 
 
 def test_probabilities_by_hand() -> None:
@@ -59,3 +65,31 @@ def test_draws_depend_on_the_key_alone() -> None:
     first, again, other = (sample_items(jax.random.key(s), (64,), words) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("num_items", [1, 7, 65_535, 65_536, 65_537, 1_000_000_007, 2**31 - 1])
+def test_uniform_draws_are_the_upper_half_of_a_product(
+    num_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, 1000, dtype=np.uint32)
+    bits[:4] = 0, 1, 2**32 - 1, 2**31
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.asarray(bits))
+    drawn = sample_uniform(jax.random.key(0), bits.shape, np.int32(num_items))
+    assert drawn.dtype == jnp.int32
+    expected = bits.astype(object) * num_items // 2**32 + 1
+    np.testing.assert_array_equal(drawn, expected.astype(np.int64))
+    assert drawn.min() >= 1 and drawn.max() <= num_items
+
+
+def test_uniform_draws_have_their_distribution() -> None:
+    drawn = np.asarray(sample_uniform(jax.random.key(3), (100, 500), np.int32(9)))
+    assert stats.chisquare(np.bincount(drawn.ravel(), minlength=10)[1:]).pvalue > 1e-3
+
+
+def test_rows_in_parts_draw_what_the_whole_draws() -> None:
+    key, words = jax.random.key(4), cumulative_words(item_probabilities(np.arange(50), 1.0))
+    for draw, about in ((sample_items, words), (sample_uniform, np.int32(49))):
+        whole = np.asarray(draw(RowKey.of(key), (8, 3), about))
+        parts = [np.asarray(draw(RowKey(key, jnp.int32(i)), (2, 3), about)) for i in (0, 2, 4, 6)]
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+        assert len({tuple(row) for row in whole}) == 8
