@@ -4,6 +4,7 @@ MD5 sums of MovieLens are those that GroupLens publishes beside the archives. No
 published for Amazon Beauty; that of the first download is kept and compared from then on.
 """
 
+import contextlib
 import dataclasses
 import io
 import zipfile
@@ -105,7 +106,12 @@ def default_directory() -> Path:
 def _plain(path: Path) -> pd.DataFrame:
     names = header(path)
     columns = [c for c in EVENT_COLUMNS if c in names or c in ("user_id", "item_id")]
-    return read(path, columns)
+    events = read(path, columns)
+    for name in set(columns) - {"user_id", "item_id"}:
+        # Texts that are no numbers stay: they may be dates, and a mistake is named later.
+        with contextlib.suppress(ValueError):
+            events[name] = pd.to_numeric(events[name])
+    return events
 
 
 def _member(path: Path, name: str) -> io.BytesIO:

@@ -1,6 +1,8 @@
 """One log, three engines, one dataset: down to the bytes of its files."""
 
+import errno
 import importlib.util
+import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -190,6 +192,22 @@ def test_a_sort_larger_than_memory_goes_through_the_disk(tmp_path: Path) -> None
     large = prepare(tmp_path / "a.parquet", tmp_path / "two", time_column="t", engine="pandas")
     assert small.manifest.fingerprint == large.manifest.fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "out", "two"]
+
+
+def test_a_disk_that_fills_while_duckdb_sorts_leaves_nothing(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 50_000, (2, 1_500_000))
+    frame = pd.DataFrame({"user_id": ids[0], "item_id": ids[1], "t": random.permutation(ids[1])})
+    frame.to_parquet(tmp_path / "a.parquet")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            prepare(tmp_path / "a.parquet", tmp_path / "out", time_column="t", memory_limit="60MB")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
 def test_a_memory_limit_must_be_a_size_and_go_with_duckdb() -> None:
