@@ -104,15 +104,21 @@ def prepare(
     path = Path(output) if append else check_output(output, overwrite=overwrite)
     earlier = open_dataset(path) if append else None
     name = _named(source)
+    if memory_limit and (engine != "duckdb" or name or isinstance(source, pd.DataFrame)):
+        raise UserError(
+            f"memory_limit={memory_limit} is for files that DuckDB reads; frames, named data sets and "
+            "the other engines are in memory as a whole, or in Spark's hands. Leave it out."
+        )
     if local is not None and name not in NAMES:
         raise UserError(f"a local copy goes with a named source, one of: {', '.join(NAMES)}.")
+    asked = "label_column" in options
     if name is not None and not append:
         options = {"time_column": "timestamp", "label_column": "rating", **options}
     recipe = Recipe(**options) if earlier is None else recipe_of(earlier, options)
     given = _Given(log=source, items=items, users=users, sources=[])
     if name is not None:  # mistakes were said before a long download
         given = _fetched(name, given, recipe, local, downloads)
-        if isinstance(given.log, pd.DataFrame) and "rating" not in given.log and not append:
+        if "rating" not in given.log and not (asked or append):
             recipe = dataclasses.replace(recipe, label_column=None)
     elif not isinstance(source, pd.DataFrame):
         paths = find_files(source)

@@ -316,3 +316,10 @@ def test_the_manifest_says_what_was_done() -> None:
     assert manifest["split"]["seed"] == 7
     assert sum(manifest["split"]["events"].values()) == manifest["num_events"] == 6
     json.dumps(manifest)
+
+
+@pytest.mark.parametrize("source", ["synthetic", pd.DataFrame({"user_id": [1], "item_id": [2]})])
+def test_a_memory_limit_is_refused_where_nothing_reads_it(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="memory_limit=4GB is for files that DuckDB reads"):
+        prepare(source, tmp_path / "out", memory_limit="4GB")
+    assert not (tmp_path / "out").exists()
