@@ -319,7 +319,9 @@ def test_the_manifest_says_what_was_done() -> None:
 
 
 @pytest.mark.parametrize("source", ["synthetic", pd.DataFrame({"user_id": [1], "item_id": [2]})])
-def test_a_memory_limit_is_refused_where_nothing_reads_it(source: Any, tmp_path: Path) -> None:
+def test_a_memory_limit_is_refused_where_nothing_reads_it(
+    source: str | pd.DataFrame, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="memory_limit=4GB is for files that DuckDB reads"):
         prepare(source, tmp_path / "out", memory_limit="4GB")
     assert not (tmp_path / "out").exists()
