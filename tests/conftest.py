@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _switches(request: pytest.FixtureRequest) -> Iterator[None]:
     area = request.path.relative_to(Path(__file__).parent).parts[0]
-    if area in _PURE or request.path.name == "test_step.py":
+    if area in _PURE or request.path.name in ("test_step.py", "test_sharded_step.py"):
         jax.config.update("jax_disable_most_optimizations", True)
         with jax.numpy_dtype_promotion("strict"):
             yield

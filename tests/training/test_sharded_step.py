@@ -28,7 +28,7 @@ from jaxrec.typing import Batch
 SASREC = sasrec.Config(max_len=6, dim=8, num_blocks=1, num_heads=2, hidden=8, dropout=0.3)
 SEQUENCES, PAIRS = SequenceData(max_len=6), PairData()
 FACTORS = matrix_factorization.Config(dim=7, init_std=0.3)
-ADAGRAD = OptimizerConfig(name="adagrad", learning_rate=0.05)
+ADAGRAD = OptimizerConfig(name="adagrad", learning_rate=0.02)
 CLIPPED = OptimizerConfig(name="sgd", learning_rate=0.5, clip_norm=0.02)
 ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
 AXES = ("data", "model")
