@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxrec.sharding import AXIS_RULES, Layout, MeshConfig, mesh_of, own_rows, replicate
-from jaxrec.typing import UserError
+from jaxrec.sharding import (
+    AXIS_RULES,
+    Layout,
+    MeshConfig,
+    mesh_of,
+    own_rows,
+    replicate,
+    shard_batch,
+)
+from jaxrec.typing import Batch, UserError
 
 
 def test_zero_takes_all_devices() -> None:
@@ -43,6 +51,11 @@ def test_rows_of_a_process_are_all_rows_when_it_is_alone() -> None:
     assert own_rows(16, mesh) == slice(0, 16)
     with pytest.raises(UserError, match="12 rows cannot be split evenly over 8 devices"):
         own_rows(12, mesh)
+
+
+def test_batches_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match="6 rows cannot be split evenly over 4 devices"):
+        shard_batch(Batch(users=np.arange(6, dtype=np.int32)), MeshConfig(data=4).build())
 
 
 def test_tables_and_their_slots_are_split_alike_and_nothing_else_is() -> None:

@@ -230,7 +230,9 @@ class _Run:
         rows = own_rows(self.config.batch_size, self.mesh)
 
         def make(step: int) -> Batch:
-            return shard_batch(self.batches.batch(step, rows), self.mesh)
+            batch = self.batches.batch(step, rows)
+            # With tables on the host, the host looks at the ids first.
+            return batch if self.host_step is not None else shard_batch(batch, self.mesh)
 
         return prefetch(make, self.at, self.total)
 

@@ -24,9 +24,8 @@ from jaxrec.objectives import (
 )
 from jaxrec.ops.keys import Key
 from jaxrec.optim import OptimizerConfig
-from jaxrec.sharding import Layout, MeshConfig, replicate, shard_batch
 from jaxrec.training import StepMetrics, TrainState, init_state, make_step
-from jaxrec.typing import Batch, UserError
+from jaxrec.typing import Batch
 
 SASREC = sasrec.Config(
     max_len=6, dim=8, num_blocks=1, num_heads=2, hidden=8, dropout=0.0, attention_dropout=0.0
@@ -44,13 +43,12 @@ def dataset(random_dataset: Callable[..., Dataset]) -> Dataset:
 
 @functools.cache
 def compiled(
-    config: Any, objective: Any, optimizer: OptimizerConfig, mesh: MeshConfig, **options: Any
+    config: Any, objective: Any, optimizer: OptimizerConfig, **options: Any
 ) -> tuple[TrainState, Any]:
     """The first state, on the host, and the step; kept, as compiling is what takes time here."""
-    model, transform, devices = functional(config.build), optimizer.build(100), mesh.build()
-    state = init_state(model, transform, 3, average=options.get("average", 0) > 0, mesh=devices)
-    layout = Layout(axes=("data", "model")) if devices.size > 1 else Layout()
-    step = make_step(model, objective, transform, seed=3, mesh=devices, layout=layout, **options)
+    model, transform = functional(config.build), optimizer.build(100)
+    state = init_state(model, transform, 3, average=options.get("average", 0) > 0)
+    step = make_step(model, objective, transform, seed=3, **options)
     return jax.device_get(state), step
 
 
@@ -84,18 +82,15 @@ class Run:
         return [jax.tree.map(jnp.asarray, batches.batch(step)) for step in range(steps)]
 
     def __call__(
-        self, batches: list[Batch], *, mesh: int = 1, **options: Any
+        self, batches: list[Batch], **options: Any
     ) -> tuple[list[TrainState], list[StepMetrics]]:
         config = self.model.fit(self.dataset.manifest)
-        devices = MeshConfig(data=mesh).build()
-        start, step = compiled(
-            config, self.objective, self.optimizer, MeshConfig(data=mesh), **options
-        )
-        state = replicate(start, devices)
-        statistics = replicate(self.objective.statistics(self.dataset), devices)
-        states, metrics = [jax.device_get(state)], []
+        start, step = compiled(config, self.objective, self.optimizer, **options)
+        state: TrainState = jax.device_put(start)
+        statistics = jax.device_put(self.objective.statistics(self.dataset))
+        states, metrics = [start], []
         for batch in batches:
-            state, told = step(state, shard_batch(batch, devices), statistics)
+            state, told = step(state, batch, statistics)
             states.append(jax.device_get(state))
             metrics.append(jax.device_get(told))
         return states, metrics
@@ -219,28 +214,6 @@ def test_four_parts_give_the_whole_batch(
     whole, told = run(batches)
     chex.assert_trees_all_close(states, whole, rtol=1e-4, atol=2e-6)
     chex.assert_trees_all_close(metrics, told, rtol=1e-5)
-
-
-@pytest.mark.parametrize("case", ["sasrec_bce", "factors_bpr", "full"])
-def test_eight_devices_give_what_one_gives(case: str, dataset: Dataset) -> None:
-    data, model, objective = CASES.get(case, (SEQUENCES, SASREC, FullSoftmax()))
-    run = Run(dataset, data, model, objective)
-    batches = run.batches(2)
-    states, metrics = run(batches, mesh=8)
-    single, told = run(batches, mesh=1)
-    chex.assert_trees_all_close(states, single, rtol=2e-4, atol=2e-6)
-    chex.assert_trees_all_close(metrics, told, rtol=1e-5)
-
-
-def test_batches_and_meshes_that_do_not_fit_are_refused(dataset: Dataset) -> None:
-    batch = Run(dataset, PAIRS, FACTORS, BPR(), batch_size=6).batches(1)[0]
-    with pytest.raises(UserError, match="6 rows cannot be split evenly over 4 devices"):
-        shard_batch(batch, MeshConfig(data=4).build())
-    with pytest.raises(
-        UserError, match="config.mesh.data=9 and config.mesh.model=1 want 9 devices and 8"
-    ):
-        MeshConfig(data=9).build()
-    assert MeshConfig(data=0).build().size == 8
 
 
 def test_negatives_and_dropout_are_drawn_anew_at_each_step(dataset: Dataset) -> None:
