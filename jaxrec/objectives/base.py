@@ -118,15 +118,16 @@ class Negatives:
         return {"words": cumulative_words(probabilities), "log_q": log_q}
 
     def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
-        rows, shape = RowKey.of(key), (*batch.positives.shape, self.num_negatives)
-        # What all rows share is drawn from the key alone.
-        place: Any = (rows.key, shape[-1:]) if self.shared else (rows, shape)
+        shape: tuple[int, ...] = (*batch.positives.shape, self.num_negatives)
+        key = RowKey.of(key)
+        if self.shared:  # by all rows, so that it is drawn from the key alone
+            key, shape = key.key, shape[-1:]
         if not self.power:
-            negatives = sample_uniform(*place, statistics["num_items"])
+            negatives = sample_uniform(key, shape, statistics["num_items"])
             log_q = -jnp.log(statistics["num_items"].astype(jnp.float32))
             drawn = {"log_q_negatives": jnp.broadcast_to(log_q, negatives.shape)}
         else:
-            negatives = sample_items(*place, statistics["words"])
+            negatives = sample_items(key, shape, statistics["words"])
             drawn = {"log_q_negatives": statistics["log_q"][negatives]}
         return batch.replace(negatives=negatives, features=features_of(batch) | drawn)
 

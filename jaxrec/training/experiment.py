@@ -20,10 +20,11 @@ from jaxrec.evaluation import (
     padded_width,
 )
 from jaxrec.functional import Functional, functional
-from jaxrec.sharding import mesh_of
+from jaxrec.sharding import mesh_of, table_of
 from jaxrec.training.checkpoints import SKIP, Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.host import Slices, host_tables
+from jaxrec.training.planning import make_plan
 from jaxrec.training.state import TrainState, abstract_state
 from jaxrec.typing import Array, Batch, Params, UserError
 
@@ -222,7 +223,8 @@ def load_trained(
       step: a checkpoint's step; None takes the best one, or the newest without validation.
 
     Returns:
-      The experiment, the parameters and their step.
+      The experiment, the parameters and their step. Parameters lie as the config's mesh says, or
+      on one device where there are fewer.
 
     Raises:
       UserError: without a checkpoint, or with one of another model or vocabulary.
@@ -246,24 +248,39 @@ def load_trained(
         elif step not in steps:
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
         check_same(checkpoints.meta(step), experiment, resume=False)
-        state = checkpoints.restore(step, _parameters_alone(experiment.config, experiment.model))
+        state = checkpoints.restore(step, _parameters_alone(experiment))
     return experiment, state.average or state.params, step
 
 
-def _parameters_alone(config: ExperimentConfig, model: Functional) -> TrainState:
-    """Returns the shapes of what a trained model is used with: no optimiser slots, and parameters
-    only where there is no average of them."""
+def _parameters_alone(experiment: Experiment) -> TrainState:
+    """Returns shapes and places of what a trained model is used with.
+
+    That is, no optimiser slots, and parameters only where there is no average of them; on the mesh
+    of the config, or on one device where there is no such mesh.
+    """
+    config, model = experiment.config, experiment.model
     average = config.training.average > 0
-    shapes = abstract_state(
-        model,
-        config.optimizer.build(10**9),
-        average=average,
-        table_dtype=config.training.table_dtype,
-    )
-    skipped = ["optimizer", "params"] if average else ["optimizer"]
-    return dataclasses.replace(
-        shapes, **{name: jax.tree.map(lambda x: SKIP, getattr(shapes, name)) for name in skipped}
-    )
+    optimizer = config.optimizer.build(10**9)
+    kept: dict[str, Any] = {"average": average, "table_dtype": config.training.table_dtype}
+    shapes = abstract_state(model, optimizer, **kept)
+    on_host: tuple[str, ...] = ()
+    try:
+        mesh = config.mesh.build()
+    except UserError:
+        mesh = None  # trained on more devices than are here
+    if mesh is not None:
+        catalogue = experiment.catalogue if config.objective.whole_catalogue else ()
+        plan = make_plan(shapes, config.mesh, mesh, catalogue=catalogue)
+        on_host = plan.layout.on_host
+        if mesh.size > 1:
+            shapes = abstract_state(model, optimizer, **kept, mesh=mesh, layout=plan.layout)
+
+    def choose(path: Any, leaf: Any) -> Any:
+        if path[0].name in ("optimizer", "params" if average else "optimizer"):
+            return SKIP
+        return np.empty(leaf.shape, leaf.dtype) if table_of(path) in on_host else leaf
+
+    return jax.tree_util.tree_map_with_path(choose, shapes)
 
 
 def _at(tree: Any, path: str) -> Any:

@@ -42,7 +42,8 @@ def to_host(tree: Any, tables: Collection[str]) -> Any:
 def host_tables(params: Params) -> tuple[str, ...]:
     """Returns the names of the tables that are on the host."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return tuple(table_of(p) or "" for p, leaf in leaves if isinstance(leaf, np.ndarray))
+    names = [table_of(path) for path, leaf in leaves if isinstance(leaf, np.ndarray)]
+    return tuple(name for name in names if name is not None)
 
 
 @dataclasses.dataclass(frozen=True)

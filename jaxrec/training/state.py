@@ -92,10 +92,20 @@ def abstract_state(
     *,
     average: bool = False,
     table_dtype: str = "float32",
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
 ) -> TrainState:
-    """Returns the shapes and dtypes of `init_state` on one device; nothing is allocated."""
-    init = _initializer(model, optimizer, average, table_dtype, None, Layout())
-    return jax.eval_shape(init, jax.random.key(0))
+    """Returns shapes and dtypes of `init_state`, on a mesh with shardings; allocates nothing."""
+    layout = layout or Layout()
+    init = _initializer(model, optimizer, average, table_dtype, mesh, layout)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    if mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings(shapes, mesh, layout),
+    )
 
 
 def _initializer(

@@ -74,7 +74,7 @@ def test_uniform_draws_are_the_upper_half_of_a_product(
     bits = np.random.default_rng(0).integers(0, 2**32, 1000, dtype=np.uint32)
     bits[:4] = 0, 1, 2**32 - 1, 2**31
     monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.asarray(bits))
-    drawn = sample_uniform(jax.random.key(0), bits.shape, np.int32(num_items))
+    drawn = sample_uniform(jax.random.key(0), bits.shape, np.array(num_items, np.int32))
     assert drawn.dtype == jnp.int32
     expected = bits.astype(object) * num_items // 2**32 + 1
     np.testing.assert_array_equal(drawn, expected.astype(np.int64))
@@ -82,13 +82,13 @@ def test_uniform_draws_are_the_upper_half_of_a_product(
 
 
 def test_uniform_draws_have_their_distribution() -> None:
-    drawn = np.asarray(sample_uniform(jax.random.key(3), (100, 500), np.int32(9)))
+    drawn = np.asarray(sample_uniform(jax.random.key(3), (100, 500), np.array(9, np.int32)))
     assert stats.chisquare(np.bincount(drawn.ravel(), minlength=10)[1:]).pvalue > 1e-3
 
 
 def test_rows_in_parts_draw_what_the_whole_draws() -> None:
     key, words = jax.random.key(4), cumulative_words(item_probabilities(np.arange(50), 1.0))
-    for draw, about in ((sample_items, words), (sample_uniform, np.int32(49))):
+    for draw, about in ((sample_items, words), (sample_uniform, np.array(49, np.int32))):
         whole = np.asarray(draw(RowKey.of(key), (8, 3), about))
         parts = [np.asarray(draw(RowKey(key, jnp.int32(i)), (2, 3), about)) for i in (0, 2, 4, 6)]
         np.testing.assert_array_equal(whole, np.concatenate(parts))
