@@ -195,8 +195,8 @@ def make_update(
         params = take_touched(state.params, touched)
         slots = take_touched(state.optimizer, touched)
         rows, send_back = jax.vjp(lambda p: fetch_rows(p, lookups, layout), params)
-        split = objective.whole_catalogue and any(f.place is not None for f in lookups.values())
-        replica = _replica(model, state.params, layout) if split else ALONE
+        replica = _replica(model, state.params, layout) if objective.whole_catalogue else ALONE
+        split = replica.catalogue_axis is not None
 
         def total_loss(arguments: Any, part: Batch, key: RowKey) -> tuple[jax.Array, jax.Array]:
             catalogue = model.bind(arguments[1]) if split else None
@@ -244,11 +244,13 @@ def global_norm(gradients: Any, layout: Layout) -> jax.Array:
 
 
 def _replica(model: Functional, params: Params, layout: Layout) -> Replica:
-    """Returns what a loss over the whole catalogue must know of a catalogue that is split."""
+    """Returns what a loss over the whole catalogue must know of a catalogue that may be split."""
     tables = model.bind(params).tables
     names = [name for name, fields in tables.items() if "positives" in fields]
-    split = [name for name in names if layout.placement(name) == "row"]
-    assert names == split, "the planner splits the table of a whole catalogue by rows or not at all"
+    placements = {layout.placement(name) for name in names}
+    if placements <= {"replicated"}:
+        return ALONE
+    assert placements == {"row"}, "the planner splits a whole catalogue by rows or not at all"
     shape = jax.eval_shape(model.init, jax.random.key(0))[names[0]]["table"].shape
     return Replica(catalogue_axis=layout.table_axis, num_rows=shape[0])
 

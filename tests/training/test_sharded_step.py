@@ -62,6 +62,7 @@ CASES = {
     "clipped": Case(PAIRS, FACTORS, BPR(), CLIPPED),
     "adam": Case(PAIRS, FACTORS, BPR(), ADAM),
     "full": Case(SEQUENCES, SASREC, FullSoftmax()),
+    "full_of_pairs": Case(PAIRS, FACTORS, FullSoftmax()),
     "smoothed": Case(SEQUENCES, SASREC, FullSoftmax(label_smoothing=0.1)),
 }
 
@@ -77,16 +78,23 @@ def unpadded(tree: Any, like: Any) -> Any:
 
 
 def run(
-    case: Case, dataset: Dataset, steps: int, mesh: MeshConfig, **options: Any
+    case: Case,
+    dataset: Dataset,
+    steps: int,
+    mesh: MeshConfig,
+    *,
+    table_dtype: str = "float32",
+    placements: dict[str, Any] | None = None,
+    **options: Any,
 ) -> tuple[TrainState, list[StepMetrics]]:
-    """Trains on a mesh, with tables split as it says."""
+    """Trains on a mesh, with tables split as it says, or as the placements say."""
     model, optimizer = case.parts(dataset)
     devices = mesh.build()
-    split: Any = dict.fromkeys(("items", "users", "outputs"), mesh.tables)
+    split: Any = placements or dict.fromkeys(("items", "users", "outputs"), mesh.tables)
     layout = Layout(axes=AXES, table_axis="model", placements=split, slack=mesh.slack)
     if devices.size == 1:
         layout = Layout()
-    state = init_state(model, optimizer, 0, mesh=devices, layout=layout)
+    state = init_state(model, optimizer, 0, table_dtype=table_dtype, mesh=devices, layout=layout)
     step = make_step(
         model, case.objective, optimizer, seed=0, mesh=devices, layout=layout, **options
     )
@@ -151,6 +159,17 @@ def test_every_way_to_split_gives_what_one_device_gives(
     mesh = MeshConfig(data=data, model=model, tables=split)
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam mixes float and int
         check_equal(run(CASES[name], dataset, 3, mesh), alone(name, 3))
+
+
+@pytest.mark.parametrize(
+    ("users", "items"), [("row", "replicated"), ("column", "replicated"), ("replicated", "row")]
+)
+def test_a_whole_catalogue_is_read_where_it_is_wherever_other_tables_are(
+    users: Any, items: Any, dataset: Dataset, alone: Any
+) -> None:
+    mesh, where = MeshConfig(data=2, model=4), {"users": users, "items": items}
+    found = run(CASES["full_of_pairs"], dataset, 3, mesh, placements=where)
+    check_equal(found, alone("full_of_pairs", 3))
 
 
 def test_pmap_and_shard_map_and_one_device_agree(dataset: Dataset, alone: Any) -> None:
