@@ -18,7 +18,8 @@ class TrainingConfig:
       steps: optimiser steps; 0 means `epochs` passes over the data.
       epochs: passes over the data, when steps is 0.
       batch_size: rows of a batch; what a row is, the data config says.
-      accumulate: parts that a batch is computed in to save memory; must divide batch_size.
+      accumulate: parts that a batch is computed in to save memory; must divide the rows of a
+        device, which are batch_size over the devices of the mesh.
       seed: of parameters, order of the data, negatives and dropout.
       log_every: steps between lines of metrics.jsonl; the device is only asked then.
       evaluate_every: steps between validations; 0 means every `evaluate_epochs` epochs.
