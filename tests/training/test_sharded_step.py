@@ -83,7 +83,6 @@ def run(
     steps: int,
     mesh: MeshConfig,
     *,
-    table_dtype: str = "float32",
     placements: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[TrainState, list[StepMetrics]]:
@@ -94,7 +93,7 @@ def run(
     layout = Layout(axes=AXES, table_axis="model", placements=split, slack=mesh.slack)
     if devices.size == 1:
         layout = Layout()
-    state = init_state(model, optimizer, 0, table_dtype=table_dtype, mesh=devices, layout=layout)
+    state = init_state(model, optimizer, 0, mesh=devices, layout=layout)
     step = make_step(
         model, case.objective, optimizer, seed=0, mesh=devices, layout=layout, **options
     )
@@ -218,6 +217,27 @@ def test_parts_of_a_batch_on_many_devices_give_the_whole_on_one(
 ) -> None:
     mesh = MeshConfig(data=2, model=2, tables="row")
     check_equal(run(CASES["tied"], dataset, 3, mesh, accumulate=2), alone("tied", 3))
+
+
+def test_devices_that_hold_the_same_bfloat16_table_keep_it_the_same(dataset: Dataset) -> None:
+    model, optimizer = CASES["two_tables"].parts(dataset)
+    devices = MeshConfig(data=2, model=4).build()
+    layout = Layout(axes=AXES, table_axis="model", placements={"users": "row"})
+    where: Any = {"mesh": devices, "layout": layout}
+    state = init_state(model, optimizer, 0, table_dtype="bfloat16", **where)
+    step = make_step(model, CASES["two_tables"].objective, optimizer, seed=0, **where)
+    statistics = replicate(CASES["two_tables"].objective.statistics(dataset), devices)
+    state, _ = step(
+        state, shard_batch(CASES["two_tables"].batches(dataset, 1)[0], devices), statistics
+    )
+    whole, blocks = (
+        [np.asarray(s.data, np.float32) for s in state.params[n]["table"].addressable_shards]
+        for n in ("items", "users")
+    )
+    for copy in whole:
+        np.testing.assert_array_equal(copy, whole[0])
+    for first, second in zip(blocks[:4], blocks[4:], strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_tables_are_born_split_and_no_device_holds_more_than_its_part(dataset: Dataset) -> None:
