@@ -30,6 +30,7 @@ SEQUENCES, PAIRS = SequenceData(max_len=6), PairData()
 FACTORS = matrix_factorization.Config(dim=7, init_std=0.3)
 ADAGRAD = OptimizerConfig(name="adagrad", learning_rate=0.05)
 CLIPPED = OptimizerConfig(name="sgd", learning_rate=0.5, clip_norm=0.02)
+MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.9)
 ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
 AXES = ("data", "model")
 BATCH = 16
@@ -238,6 +239,15 @@ def test_devices_that_hold_the_same_bfloat16_table_keep_it_the_same(dataset: Dat
         np.testing.assert_array_equal(copy, whole[0])
     for first, second in zip(blocks[:4], blocks[4:], strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_capacity_leaves_the_same_rows_at_rest_on_any_number_of_devices(dataset: Dataset) -> None:
+    # 672 ids, more than the table has rows, of which few are distinct.
+    objective = BCE(num_negatives=5, power=4.0)
+    case = Case(SEQUENCES, dataclasses.replace(SASREC, dropout=0.0), objective, MOMENTUM)
+    alone = run(case, dataset, 3, MeshConfig(tables="replicated"), capacity=300)
+    mesh = MeshConfig(data=8, tables="replicated")
+    check_equal(run(case, dataset, 3, mesh, capacity=300), alone)
 
 
 def test_tables_are_born_split_and_no_device_holds_more_than_its_part(dataset: Dataset) -> None:
