@@ -290,10 +290,13 @@ def _gradients(
         return gradient(arguments, *jax.tree.map(lambda x: x[0], parts))
 
     def add(carry: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, gradient(arguments, *part)), None
+        more = gradient(arguments, *part)
+        return jax.tree.map(lambda total, x: total + x.astype(total.dtype), carry, more), None
 
-    zero = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, arguments))
-    return lax.scan(add, zero, parts)[0]
+    # In float32, as a sum in bfloat16 stands still once it is 256 times what comes.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), arguments)
+    sums, totals = lax.scan(add, ((jnp.float32(0), jnp.float32(0)), zeros), parts)[0]
+    return sums, jax.tree.map(lambda total, x: total.astype(x.dtype), totals, arguments)
 
 
 def _averaged(state: TrainState, params: Params, average: float) -> Params:
