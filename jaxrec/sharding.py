@@ -188,8 +188,21 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def check_divides(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError when a batch cannot be split evenly over the devices of the mesh."""
+def check_divides(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
+    """Raises UserError when a batch cannot be split evenly over the devices of the mesh.
+
+    Args:
+      batch_size: rows of the batch of all devices.
+      mesh: the devices.
+      accumulate: parts in which each device computes its share.
+    """
+    if batch_size % mesh.size == 0 and batch_size // mesh.size % accumulate:
+        raise UserError(
+            f"a batch of {batch_size} rows is {batch_size // mesh.size} rows on each of "
+            f"{mesh.size} devices, which cannot be computed in {accumulate} equal parts. Set "
+            f"config.training.batch_size to a multiple of {mesh.size * accumulate}, or lower "
+            "config.training.accumulate."
+        )
     if batch_size % mesh.size:
         raise UserError(
             f"a batch of {batch_size} rows cannot be split evenly over {mesh.size} devices. Set "

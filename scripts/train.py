@@ -9,7 +9,7 @@ from _main import run
 from absl import flags
 
 from jaxrec.training import is_first, join, leave, train
-from jaxrec.typing import UserError
+from jaxrec.typing import Stopped, UserError
 
 flags.DEFINE_string(
     "config",
@@ -48,7 +48,9 @@ def main() -> None:
         join(*processes)
     try:
         result = train(config, FLAGS.data, FLAGS.workdir, quiet=FLAGS.quiet)
-    except UserError as error:
+    except Stopped:
+        raise
+    except Exception as error:
         leave(error)
         raise
     if not is_first():

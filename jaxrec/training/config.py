@@ -18,7 +18,8 @@ class TrainingConfig:
       steps: optimiser steps; 0 means `epochs` passes over the data.
       epochs: passes over the data, when steps is 0.
       batch_size: rows of a batch; what a row is, the data config says.
-      accumulate: parts that a batch is computed in to save memory; must divide batch_size.
+      accumulate: parts that a batch is computed in to save memory; must divide the rows of a
+        device, which are batch_size over the devices of the mesh.
       seed: of parameters, order of the data, negatives and dropout.
       log_every: steps between lines of metrics.jsonl; the device is only asked then.
       evaluate_every: steps between validations; 0 means every `evaluate_epochs` epochs.
@@ -26,8 +27,9 @@ class TrainingConfig:
       checkpoint_every: steps between checkpoints; there is one at each validation in any case.
       keep_last: newest checkpoints that are kept, beside the best one.
       patience: validations without a new best after which training stops; 0 never stops early.
-      capacity: distinct rows of one table that a batch may touch, when the objective samples; 0
-        allows for every id of a batch. Smaller saves memory, and too small stops the run.
+      capacity: distinct rows of one table that a device's rows of a batch may touch, when the
+        objective samples; 0 allows for all of their ids. Smaller saves memory, and too small stops
+        the run.
       average: decay of a running average of the parameters, which is what is evaluated and used
         when above 0; in [0, 1). Wants the dense step.
       table_dtype: of embedding tables. With "bfloat16" they take half the memory, and updates are

@@ -113,7 +113,7 @@ class _Run:
         config = experiment.config
         self.config, self.begun = config.training, time.monotonic()
         self.mesh = config.mesh.build()
-        check_divides(self.config.batch_size, self.mesh)
+        check_divides(self.config.batch_size, self.mesh, accumulate=self.config.accumulate)
         self.batches = config.data.batches(
             experiment.dataset, self.config.batch_size, self.config.seed
         )

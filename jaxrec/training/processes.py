@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 
 import jax
@@ -116,11 +117,17 @@ def gone(error: Exception) -> UserError:
 def leave(error: Exception) -> None:
     """Says the error and ends this process when it is one of several: they would wait for it.
 
-    The others learn of it within half a minute, and end in the same way.
+    The others learn of it within half a minute, and end with a sentence. What is no mistake of the
+    user keeps its traceback. An ordinary exit would wait for the others in JAX's shutdown, and
+    JAX aborts all of them when they do not come.
     """
     if jax.process_count() > 1:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(1)
 
 

@@ -214,10 +214,8 @@ def make_update(
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         norm = global_norm(grads, layout)
         updates, slots = update_with_norm(grads, slots, params, global_norm=norm)
-        # Devices with the same parameters must round them in the same way, others need not.
-        block = lax.axis_index(layout.table_axis) if layout.table_axis else jnp.int32(0)
-        rounding = jax.random.fold_in(drawn.rounding, block)
-        params = put_touched(state.params, apply_updates(params, updates, rounding), touched)
+        rounded = _rounded(params, updates, drawn.rounding, layout)
+        params = put_touched(state.params, rounded, touched)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -227,6 +225,21 @@ def make_update(
         return new_state, total * scale, weight
 
     return update
+
+
+def _rounded(params: Params, updates: Params, key: jax.Array, layout: Layout) -> Params:
+    """Returns params + updates, rounded in the same way on all devices that hold the same."""
+    split = [name for name in params if layout.placement(name) in ("row", "column")]
+    whole = [name for name in params if name not in split]
+    keys = {"whole": key}
+    if split:
+        keys["split"] = jax.random.fold_in(key, 1 + lax.axis_index(layout.table_axis or ""))
+    new: Params = {}
+    for names, part in ((whole, "whole"), (split, "split")):
+        if names:
+            mine, change = ({n: tree[n] for n in names} for tree in (params, updates))
+            new |= apply_updates(mine, change, keys[part])
+    return new
 
 
 def global_norm(gradients: Any, layout: Layout) -> jax.Array:
@@ -277,10 +290,13 @@ def _gradients(
         return gradient(arguments, *jax.tree.map(lambda x: x[0], parts))
 
     def add(carry: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, gradient(arguments, *part)), None
+        more = gradient(arguments, *part)
+        return jax.tree.map(lambda total, x: total + x.astype(total.dtype), carry, more), None
 
-    zero = ((jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, arguments))
-    return lax.scan(add, zero, parts)[0]
+    # In float32, as a sum in bfloat16 stands still once it is 256 times what comes.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), arguments)
+    sums, totals = lax.scan(add, ((jnp.float32(0), jnp.float32(0)), zeros), parts)[0]
+    return sums, jax.tree.map(lambda total, x: total.astype(x.dtype), totals, arguments)
 
 
 def _averaged(state: TrainState, params: Params, average: float) -> Params:

@@ -94,7 +94,7 @@ def wanted_rows(
 
 
 def _of_all_devices(parts: Batch, fields: tuple[str, ...], layout: Layout, capacity: int) -> int:
-    """Returns how many ids of a table the batch of all devices has."""
+    """Returns how many ids of a table the batch of all devices has, or the capacity if less."""
     devices, count = math.prod(map(lax.axis_size, layout.axes)), 0
     for field in fields:
         ids = getattr(parts, field)
@@ -102,7 +102,8 @@ def _of_all_devices(parts: Batch, fields: tuple[str, ...], layout: Layout, capac
             # Negatives that a batch shares are the same on all devices.
             shared = field == "negatives" and ids.ndim <= parts.positives.ndim
             count += ids.size * (1 if shared else devices)
-    return min(capacity * devices or count, count)
+    # Not the capacity times the devices: what is dense would then depend on their number.
+    return min(capacity or count, count)
 
 
 def fair_share(capacity: int, layout: Layout) -> int:

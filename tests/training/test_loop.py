@@ -307,4 +307,8 @@ def test_a_batch_that_does_not_divide_among_the_devices_is_refused(
     monkeypatch.setattr(MeshConfig, "build", lambda self: mesh)
     with pytest.raises(UserError, match="a batch of 8 rows cannot be split evenly over 3 devices"):
         train(config_of(mesh=MeshConfig(data=3)), dataset, tmp_path / "run", quiet=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"2 rows on each of 4 devices.*in 4 equal parts"):
+        config = config_of(mesh=MeshConfig(data=4), accumulate=4)
+        train(config, dataset, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()

@@ -30,6 +30,7 @@ SEQUENCES, PAIRS = SequenceData(max_len=6), PairData()
 FACTORS = matrix_factorization.Config(dim=7, init_std=0.3)
 ADAGRAD = OptimizerConfig(name="adagrad", learning_rate=0.02)
 CLIPPED = OptimizerConfig(name="sgd", learning_rate=0.5, clip_norm=0.02)
+MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.9)
 ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
 AXES = ("data", "model")
 BATCH = 16
@@ -83,7 +84,6 @@ def run(
     steps: int,
     mesh: MeshConfig,
     *,
-    table_dtype: str = "float32",
     placements: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[TrainState, list[StepMetrics]]:
@@ -94,7 +94,7 @@ def run(
     layout = Layout(axes=AXES, table_axis="model", placements=split, slack=mesh.slack)
     if devices.size == 1:
         layout = Layout()
-    state = init_state(model, optimizer, 0, table_dtype=table_dtype, mesh=devices, layout=layout)
+    state = init_state(model, optimizer, 0, mesh=devices, layout=layout)
     step = make_step(
         model, case.objective, optimizer, seed=0, mesh=devices, layout=layout, **options
     )
@@ -212,6 +212,36 @@ def test_parts_of_a_batch_on_many_devices_give_the_whole_on_one(
 ) -> None:
     mesh = MeshConfig(data=2, model=2, tables="row")
     check_equal(run(CASES["tied"], dataset, 3, mesh, accumulate=2), alone("tied", 3))
+
+
+def test_devices_that_hold_the_same_bfloat16_table_keep_it_the_same(dataset: Dataset) -> None:
+    model, optimizer = CASES["two_tables"].parts(dataset)
+    devices = MeshConfig(data=2, model=4).build()
+    layout = Layout(axes=AXES, table_axis="model", placements={"users": "row"})
+    where: Any = {"mesh": devices, "layout": layout}
+    state = init_state(model, optimizer, 0, table_dtype="bfloat16", **where)
+    step = make_step(model, CASES["two_tables"].objective, optimizer, seed=0, **where)
+    statistics = replicate(CASES["two_tables"].objective.statistics(dataset), devices)
+    state, _ = step(
+        state, shard_batch(CASES["two_tables"].batches(dataset, 1)[0], devices), statistics
+    )
+    whole, blocks = (
+        [np.asarray(s.data, np.float32) for s in state.params[n]["table"].addressable_shards]
+        for n in ("items", "users")
+    )
+    for copy in whole:
+        np.testing.assert_array_equal(copy, whole[0])
+    for first, second in zip(blocks[:4], blocks[4:], strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_capacity_leaves_the_same_rows_at_rest_on_any_number_of_devices(dataset: Dataset) -> None:
+    # 672 ids, more than the table has rows, of which few are distinct.
+    objective = BCE(num_negatives=5, power=4.0)
+    case = Case(SEQUENCES, dataclasses.replace(SASREC, dropout=0.0), objective, MOMENTUM)
+    alone = run(case, dataset, 3, MeshConfig(tables="replicated"), capacity=300)
+    mesh = MeshConfig(data=8, tables="replicated")
+    check_equal(run(case, dataset, 3, mesh, capacity=300), alone)
 
 
 def test_tables_are_born_split_and_no_device_holds_more_than_its_part(dataset: Dataset) -> None:

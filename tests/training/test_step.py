@@ -216,6 +216,19 @@ def test_four_parts_give_the_whole_batch(
     chex.assert_trees_all_close(metrics, told, rtol=1e-5)
 
 
+def test_parts_of_a_batch_add_up_in_float32(dataset: Dataset) -> None:
+    ones = np.ones(512, np.int32)
+    batch = Batch(users=ones, positives=ones, labels=np.full(512, 4.0, np.float32))
+    model = functional(FACTORS.fit(dataset.manifest).build)
+    optimizer = OptimizerConfig(name="sgd", momentum=0.9).build(1)
+    found = []
+    for accumulate in (1, 512):
+        step = make_step(model, SquaredError(), optimizer, seed=0, accumulate=accumulate)
+        state = init_state(model, optimizer, 0, table_dtype="bfloat16")
+        found.append(step(state, batch, {})[0].optimizer[0].trace["items"]["table"][1])
+    np.testing.assert_allclose(found[1], found[0], rtol=2**-7)
+
+
 def test_negatives_and_dropout_are_drawn_anew_at_each_step(dataset: Dataset) -> None:
     still = OptimizerConfig(name="sgd", learning_rate=1e-12)
     dropping = dataclasses.replace(SASREC, dropout=0.5)
