@@ -20,7 +20,7 @@ from jaxrec.evaluation import (
     padded_width,
 )
 from jaxrec.functional import Functional, functional
-from jaxrec.sharding import mesh_of, table_of
+from jaxrec.sharding import AXIS_RULES, mesh_of, table_of
 from jaxrec.training.checkpoints import SKIP, Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.host import Slices, host_tables
@@ -66,7 +66,12 @@ class Experiment:
         """Returns a method of the model, jitted and kept; with a mesh, its result split."""
         key = (method, mesh, out)
         if key not in self._kept:
-            apply = functools.partial(self.model.apply, method=method)
+
+            def apply(params: Params, *arguments: Any) -> jax.Array:
+                if method == "user_vectors" and mesh is not None:
+                    arguments = (_spread(arguments[0], mesh),)
+                return self.model.apply(params, *arguments, method=method)
+
             where = None if mesh is None else NamedSharding(mesh, PartitionSpec(*out))
             self._kept[key] = jax.jit(apply, out_shardings=where)
         return self._kept[key]
@@ -164,6 +169,13 @@ class Experiment:
             evaluation,
             predict_ratings=functools.partial(self.predict, params),
         )
+
+
+def _spread(batch: Batch, mesh: Mesh) -> Batch:
+    """Returns a batch whose rows are split over the devices, if they divide."""
+    where = NamedSharding(mesh, PartitionSpec(*AXIS_RULES["batch"]))
+    divides = all(len(leaf) % mesh.size == 0 for leaf in jax.tree.leaves(batch))
+    return jax.lax.with_sharding_constraint(batch, where) if divides else batch
 
 
 def describe_checkpoint(experiment: Experiment) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A step takes the rows that its batch touches, with their optimiser slots, to the device, trains on
 them as if they were the tables, and brings them back. While the device computes a step, the host
 brings back the rows of the step before and fetches those of the next; rows that both touch go from
-the one to the other on the device. The numbers are those of tables on the device.
+the one to the other on the device. The numbers are those of touched rows of tables on the device,
+where a batch that could touch every row of a table takes the dense step instead.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from jaxrec.functional import Functional
 from jaxrec.objectives import Objective
 from jaxrec.sharding import Layout, table_of
 from jaxrec.training.state import StepMetrics, TrainState
-from jaxrec.training.step import Drawn, make_draw, make_update
+from jaxrec.training.step import Drawn, make_draw, make_update, table_rows
 from jaxrec.training.tables import wanted_rows
 from jaxrec.typing import Batch, Params, UserError
 
@@ -156,7 +157,7 @@ class HostStep:
         fields = model.bind(shapes).tables
         self.tables = {name: fields[name] for name in tables}
         others = {name: fields[name] for name in fields if name not in tables}
-        layout = Layout()
+        layout, rows_of = Layout(), table_rows(model)
         # Another device than that of the steps, so that drawing does not queue behind them.
         self._here = jax.local_devices(backend="cpu")[-1]
         self._draw = jax.jit(make_draw(objective, seed=seed, accumulate=accumulate, layout=layout))
@@ -165,7 +166,15 @@ class HostStep:
         )
 
         def step(state: TrainState, drawn: Drawn) -> tuple[TrainState, StepMetrics]:
-            wanted = wanted_rows(drawn.parts, state.params, others, layout, capacity, whole=False)
+            wanted = wanted_rows(
+                drawn.parts,
+                state.params,
+                others,
+                layout,
+                capacity,
+                whole=False,
+                rows_of=rows_of,
+            )
             new_state, loss, weight = update(state, drawn, wanted)
             over = [jnp.maximum(w.rows.count - len(w.rows.rows), 0) for w in wanted.values()]
             overflow = sum(over, start=jnp.int32(0))

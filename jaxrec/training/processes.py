@@ -101,7 +101,9 @@ def together() -> Iterator[None]:
 
 def another_has_gone(error: Exception) -> bool:
     """Returns whether an error, of a computation or a checkpoint, means a missing process."""
-    words = r"gloo|nccl|heartbeat|barrier|coordination|connection|peer"
+    words = r"barrier|heartbeat|coordination service"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        words += r"|gloo|nccl|connection|peer"
     return jax.process_count() > 1 and re.search(words, str(error).lower()) is not None
 
 

@@ -49,8 +49,9 @@ def make_step(
     """Returns `step(state, batch, statistics) -> (state, metrics)`, jitted; state is donated.
 
     With a mesh, the state is that of `init_state` on this mesh, and the batch's rows are split over
-    all its devices. The result does not depend on the mesh. The other arguments are those of
-    `make_replica_step`.
+    all its devices. The result does not depend on the mesh, but for the in-batch softmax with
+    `accumulate`, a part of which is the first rows of every device. The other arguments are those
+    of `make_replica_step`.
     """
     options: Any = {"seed": seed, "accumulate": accumulate, "average": average}
     options |= {"capacity": capacity, "layout": layout or Layout()}
@@ -109,11 +110,15 @@ def make_replica_step(
         model, objective, optimizer, accumulate=accumulate, average=average, layout=layout
     )
 
+    rows_of = table_rows(model)
+
     def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
         drawn = draw(state.step, batch, statistics)
         tables = model.bind(state.params).tables
         whole = objective.whole_catalogue
-        wanted = wanted_rows(drawn.parts, state.params, tables, layout, capacity, whole=whole)
+        wanted = wanted_rows(
+            drawn.parts, state.params, tables, layout, capacity, whole=whole, rows_of=rows_of
+        )
         slow = _uneven(wanted, layout)
         if slow is None:
             new_state, loss, weight = update(state, drawn, wanted)
@@ -240,6 +245,12 @@ def _rounded(params: Params, updates: Params, key: jax.Array, layout: Layout) ->
             mine, change = ({n: tree[n] for n in names} for tree in (params, updates))
             new |= apply_updates(mine, change, keys[part])
     return new
+
+
+def table_rows(model: Functional) -> dict[str, int]:
+    """Returns how many rows each table of a model has."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return {name: shapes[name]["table"].shape[0] for name in model.bind(shapes).tables}
 
 
 def global_norm(gradients: Any, layout: Layout) -> jax.Array:

@@ -8,6 +8,7 @@ of gradients is the derivative of the way there.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,7 +62,14 @@ class Lookup:
 
 
 def wanted_rows(
-    parts: Batch, params: Params, tables: Fields, layout: Layout, capacity: int, *, whole: bool
+    parts: Batch,
+    params: Params,
+    tables: Fields,
+    layout: Layout,
+    capacity: int,
+    *,
+    whole: bool,
+    rows_of: Mapping[str, int],
 ) -> dict[str, Wanted]:
     """Returns what this device wants of each table that is not simply used as it is.
 
@@ -72,6 +80,7 @@ def wanted_rows(
       capacity: distinct rows of a table that a device may want; 0 allows for every id.
       whole: whether the loss needs every item. Then positives are targets and no lookups, and what
         is not split is used as it is.
+      rows_of: rows of each table, without those that make blocks equal.
     """
     wanted = {}
     for name, fields in tables.items():
@@ -81,7 +90,7 @@ def wanted_rows(
             fields = tuple(field for field in fields if field != "positives")
         ids = [jnp.ravel(getattr(parts, f)) for f in fields if getattr(parts, f) is not None]
         size = int(min(capacity or math.inf, sum(map(len, ids))))
-        dense = whole or _of_all_devices(parts, fields, layout, capacity) + 1 >= num_rows
+        dense = whole or _of_all_devices(parts, fields, layout, capacity) + 1 >= rows_of[name]
         if ids and not (dense and split == "replicated"):
             # Row 0 is always there: padding must have a place in the slice.
             joined = jnp.concatenate([jnp.zeros(1, jnp.int32), *ids])
