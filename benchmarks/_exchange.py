@@ -153,7 +153,8 @@ def predicted(sizes: Sizes) -> dict[str, int]:
     sent["all-reduce"] = sizes.dense_bytes + 12
     block, asked, sharers = sizes.rows, devices * wanted, devices
     if sizes.placement == "row":
-        share = math.ceil(wanted / model * sizes.slack)
+        even = wanted / model
+        share = math.ceil(max(sizes.slack * even, even + 6 * math.sqrt(even) + 8))
         share = min(wanted, -(-share // 8) * 8)
         block, asked, sharers = -(-sizes.rows // model), model * share, data
         sent["all-to-all"] = 4 * asked + 2 * asked * width * sizes.value_bytes

@@ -49,7 +49,9 @@ from jaxrec.training.state import abstract_state
 from jaxrec.training.step import make_draw
 from jaxrec.typing import Batch
 
-_FULL = flags.DEFINE_bool("full", False, "All cases, which takes about a quarter of an hour.")
+_FULL = flags.DEFINE_bool(
+    "full", False, "All cases, which takes about a quarter of an hour on two busy cores."
+)
 _POD = flags.DEFINE_bool("pod", False, "Compile, and do not run, the step of a pod.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps.", lower_bound=1)
 _ALONE = flags.DEFINE_string("alone", None, "Measure these cases (JSON) in this process.")

@@ -41,7 +41,8 @@ class MeshConfig:
       memory_gb: memory of a device in GiB that a plan may count on; 0 asks the device, and a CPU
         has no limit.
       slack: how uneven the wanted rows may be among the devices that own them before an exchange
-        takes its slow way, in units of an even share; from 1. The result is the same either way.
+        takes its slow way, in units of an even share; from 1. Small shares get more, for
+        chance. The result is the same either way.
     """
 
     data: int = 1

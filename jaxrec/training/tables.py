@@ -116,10 +116,12 @@ def _of_all_devices(parts: Batch, fields: tuple[str, ...], layout: Layout, capac
 
 
 def fair_share(capacity: int, layout: Layout) -> int:
-    """Returns how many of so many rows an exchange of even shares asks of one owner."""
+    """Returns how many of so many rows an exchange of even shares asks of one owner at most."""
     if layout.table_axis is None:
         return capacity
-    share = math.ceil(capacity / lax.axis_size(layout.table_axis) * layout.slack)
+    even = capacity / lax.axis_size(layout.table_axis)
+    # Six standard deviations, or chance would go beyond a small share in most steps.
+    share = math.ceil(max(layout.slack * even, even + 6 * math.sqrt(even) + 8))
     return min(capacity, -(-share // 8) * 8)
 
 

@@ -22,6 +22,8 @@ from jaxrec.training import (
     init_state,
     make_replica_step,
     make_step,
+    step,
+    tables,
 )
 from jaxrec.typing import Batch
 
@@ -190,21 +192,29 @@ def test_pmap_and_shard_map_and_one_device_agree(dataset: Dataset, alone: Any) -
     check_equal(run(case, dataset, 20, MeshConfig(data=8, tables="replicated")), alone("tied", 20))
 
 
-def test_rows_wanted_of_one_owner_alone_take_the_slow_way_to_the_same_numbers(
-    dataset: Dataset,
+def test_rows_wanted_of_one_owner_take_the_slow_way_to_the_same_numbers(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crowded = dataclasses.replace(dataset, items=np.asarray(dataset.items) % 60 + 1)
-    case = dataclasses.replace(CASES["in_batch"], data=PAIRS)
-    mesh = MeshConfig(data=1, model=8, tables="row", slack=1.0)
-    found = run(case, crowded, 3, mesh)
-    # 16 rows on 8 devices: two ids and padding, of which a fair share asks 8 of one owner.
-    assert not any(metrics.slow for metrics in found[1])
-    case = Case(SEQUENCES, SASREC, BCE(num_negatives=2))
-    found = run(case, crowded, 3, mesh)
-    check_equal(found, run(case, crowded, 3, MeshConfig(tables="replicated")))
-    spread = run(case, crowded, 3, dataclasses.replace(mesh, slack=8.0))
-    assert not any(metrics.slow for metrics in spread[1])
-    check_equal(spread, found)
+    case, mesh = CASES["in_batch"], MeshConfig(data=1, model=2, tables="row")
+    usual = run(case, crowded, 3, mesh)
+    for module in (step, tables):
+        monkeypatch.setattr(module, "fair_share", lambda capacity, layout: min(capacity, 2))
+    crossed = run(case, crowded, 3, mesh)
+    assert not any(metrics.slow for metrics in usual[1])
+    assert all(metrics.slow for metrics in crossed[1])
+    check_equal(crossed, usual)
+    check_equal(crossed, run(case, crowded, 3, MeshConfig(tables="replicated")))
+
+
+def test_a_fair_share_leaves_room_for_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.lax, "axis_size", lambda axis: 100)
+    layout = Layout(axes=("model",), table_axis="model", slack=2.0)
+    assert tables.fair_share(100_000, layout) == 2000
+    assert tables.fair_share(1600, layout) == 48  # 16 + 6 * 4 + 8
+    assert tables.fair_share(20, layout) == 16  # 0.2 + 6 * 0.45 + 8, rounded up
+    assert tables.fair_share(10, layout) == 10
+    assert tables.fair_share(10, Layout()) == 10
 
 
 def test_parts_of_a_batch_on_many_devices_give_the_whole_on_one(
