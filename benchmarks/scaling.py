@@ -29,7 +29,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from _exchange import Sizes, exchanged, predicted
@@ -175,15 +174,8 @@ class Setup:
         state = _placed(shapes, shardings(shapes, self.mesh, self.plan.layout))
         split = NamedSharding(self.mesh, PartitionSpec(*AXIS_RULES["batch"]))
         batch = _placed(self.batch(), split)
-        rows, statistics = (self.case.rows,), {}
-        if self.case.loss == "sampled":
-            whole = NamedSharding(self.mesh, PartitionSpec())
-            dtypes = {"words": jnp.uint32, "log_q": jnp.float32}
-            statistics = {
-                name: jax.ShapeDtypeStruct(rows, dtype, sharding=whole)
-                for name, dtype in dtypes.items()
-            }
-        return state, batch, statistics
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return state, batch, _placed(self.statistics(), whole)
 
 
 def _placed(tree: Any, where: Any) -> Any:

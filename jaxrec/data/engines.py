@@ -127,6 +127,7 @@ def open_engine(
     if name == "pandas":
         return nullcontext(PandasEngine())
     try:
+        importlib.import_module({"spark": "pyspark"}.get(name, name))
         module = importlib.import_module(f"jaxrec.data.{name}_engine")
         if name == "duckdb":
             return module.open_duckdb(memory_limit, directory)

@@ -118,7 +118,7 @@ def prepare(
     given = _Given(log=source, items=items, users=users, sources=[])
     if name is not None:  # mistakes were said before a long download
         given = _fetched(name, given, recipe, local, downloads)
-        if "rating" not in given.log and not (asked or append):
+        if recipe.label_column not in given.log and not (asked or append):
             recipe = dataclasses.replace(recipe, label_column=None)
     elif not isinstance(source, pd.DataFrame):
         paths = find_files(source)

@@ -89,7 +89,12 @@ def test_two_processes_of_which_one_is_killed_end_as_one_process_does(
     assert not (tmp_path / "pair" / "result.json").exists()
     for code, said in pair.finish(pair.start(tmp_path / "pair")):
         assert code == 0, said
-    assert result_of(tmp_path / "pair") == result_of(tmp_path / "alone")
+    chex.assert_trees_all_close(
+        # Items with almost the same score may change places.
+        result_of(tmp_path / "pair"),
+        result_of(tmp_path / "alone"),
+        rtol=1e-2,
+    )
     chex.assert_trees_all_close(
         parameters_of(tmp_path / "pair"), parameters_of(tmp_path / "alone"), rtol=1e-4, atol=1e-5
     )

@@ -27,7 +27,7 @@ ADAGRAD = OptimizerConfig(name="adagrad", learning_rate=0.05)
 HOST = MeshConfig(tables="host", replicate_below=0)
 
 
-@pytest.mark.parametrize("tables", [("items", "outputs"), ("items",), ("outputs",)])
+@pytest.mark.parametrize("tables", [("items", "outputs"), ("outputs",)])
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -76,7 +76,9 @@ def test_more_rows_than_the_capacity_are_an_error(random_dataset: Callable[..., 
         step(state, batch, objective.statistics(dataset))
 
 
-@pytest.mark.parametrize("name", ["sampled", "bpr", "ratings"])
+@pytest.mark.parametrize(
+    "name", ["sampled", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bpr", "ratings"))]
+)
 def test_a_run_gives_what_tables_on_the_device_give(
     name: str, config_of: Callable[..., Any], dataset: Dataset, tmp_path: Path
 ) -> None:

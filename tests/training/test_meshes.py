@@ -31,7 +31,7 @@ def unpadded(tree: Any, like: Any) -> Any:
     ("name", "meshes"),
     [
         ("sampled", [row(1, 8), row(1, 2), MeshConfig()]),
-        ("full", [row(2, 4), MeshConfig(data=4)]),
+        pytest.param("full", [row(2, 4), MeshConfig(data=4)], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_changes_its_mesh_ends_as_one_that_does_not(
