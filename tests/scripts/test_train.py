@@ -143,6 +143,7 @@ def test_a_terminal_shows_a_live_bar(
     assert "step 4/20" not in text
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(
     scripts: Any, config_files: dict[str, Path], data: Path, trained: Path, tmp_path: Path
 ) -> None:

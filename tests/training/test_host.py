@@ -77,7 +77,7 @@ def test_more_rows_than_the_capacity_are_an_error(random_dataset: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    "name", ["sampled", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bpr", "ratings"))]
+    "name", ["bpr", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sampled", "ratings"))]
 )
 def test_a_run_gives_what_tables_on_the_device_give(
     name: str, config_of: Callable[..., Any], dataset: Dataset, tmp_path: Path

@@ -135,7 +135,9 @@ def check_equal(
         assert metrics.overflow == 0
 
 
-@pytest.mark.parametrize("split", ["replicated", "row", "column"])
+@pytest.mark.parametrize(
+    "split", [pytest.param("replicated", marks=pytest.mark.slow), "row", "column"]
+)
 def test_a_mesh_of_two_by_four_gives_what_one_device_gives(
     split: Any, dataset: Dataset, alone: Any
 ) -> None:
