@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from _histories import histories
 from _report import emit
 from absl import app, flags
 
-from jaxrec.data import Dataset, PairData, SequenceData, build, open_dataset
+from jaxrec.data import Dataset, PairData, SequenceData
 from jaxrec.data.training_events import TrainingEvents, training_events
 from jaxrec.training.prefetch import prefetch
 
@@ -42,17 +42,6 @@ _DATA = flags.DEFINE_string("data", None, "Dataset directory; invented lengths w
 _BATCH = flags.DEFINE_integer("batch", 128, "Rows of a batch.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 2.0, "How long to time each way.")
 _STEP_MS = flags.DEFINE_float("step_ms", None, "Time of a training step to compare with.")
-
-
-def _dataset() -> Dataset:
-    if _DATA.value:
-        return open_dataset(_DATA.value)
-    random = np.random.default_rng(0)
-    lengths = 5 + random.geometric(1 / 5, 22_363) - 1  # with the two held out, 9 on average
-    users = np.repeat(np.arange(len(lengths)), lengths)
-    items = random.zipf(1.3, len(users)) % 12_101
-    frame = pd.DataFrame({"user": users, "item": items, "time": np.arange(len(users))})
-    return build(frame, user_column="user", item_column="item", time_column="time")
 
 
 def _rate(batches: Iterator[Any]) -> float:
@@ -113,7 +102,7 @@ def _grain_of_examples(grain: Any, layout: str, events: TrainingEvents) -> Itera
     example, count = examples[layout]
     mapped = grain.MapDataset.range(count).seed(0).shuffle().repeat().map(example)
     if layout != "packed":
-        return iter(mapped.batch(_BATCH.value).to_iter_dataset())
+        return iter(mapped.batch(_BATCH.value).to_iterhistories(_DATA.value))
     packing = importlib.import_module("grain.experimental").FirstFitPackIterDataset
     # Packing reads examples one by one, and handing one over between threads costs more than one.
     alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -151,7 +140,7 @@ def _measure(dataset: Dataset, layout: str, grain: Any) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    dataset = _dataset()
+    dataset = histories(_DATA.value)
     grain = importlib.import_module("grain") if importlib.util.find_spec("grain") else None
     for layout in _LAYOUTS.value:
         emit("loader", _measure(dataset, layout, grain))

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import pandas as pd
+from _histories import histories
 from _report import emit
 from absl import app, flags
 
-from jaxrec.data import Dataset, SequenceData, build, open_dataset
+from jaxrec.data import Dataset, SequenceData
 from jaxrec.functional import functional
 from jaxrec.memory import keep_freed_memory
 from jaxrec.models import sasrec
@@ -42,17 +42,6 @@ _BATCH = flags.DEFINE_integer("batch", 128, "Rows of a batch.", lower_bound=1)
 _MAX_LEN = flags.DEFINE_integer("max_len", 50, "Positions of a row.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Timed steps of each layout.", lower_bound=1)
 _BFLOAT16 = flags.DEFINE_bool("bfloat16", False, "Matrix products in bfloat16, not float32.")
-
-
-def _dataset() -> Dataset:
-    if _DATA.value:
-        return open_dataset(_DATA.value)
-    random = np.random.default_rng(0)
-    lengths = 5 + random.geometric(1 / 5, 22_363) - 1  # with the two held out, 9 on average
-    users = np.repeat(np.arange(len(lengths)), lengths)
-    items = random.zipf(1.3, len(users)) % 12_101
-    frame = pd.DataFrame({"user": users, "item": items, "time": np.arange(len(users))})
-    return build(frame, user_column="user", item_column="item", time_column="time")
 
 
 class _Stepper:
@@ -125,7 +114,7 @@ def _measure(dataset: Dataset, case: str) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     keep_freed_memory()
-    dataset = _dataset()
+    dataset = histories(_DATA.value)
     for case in _CASES.value:
         emit("packing", _measure(dataset, case))
 

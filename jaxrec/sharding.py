@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec.ops.exchange import Axes
+from jaxrec.optim import table_of
 from jaxrec.typing import Batch, UserError
 
 type Placement = Literal["replicated", "row", "column", "host"]
@@ -111,9 +112,11 @@ class Layout:
     placements: Mapping[str, Placement] = dataclasses.field(default_factory=dict)
     slack: float = 2.0
 
-    def placement(self, table: str) -> Placement:
-        """Returns how a table is placed."""
-        return self.placements.get(table, "replicated") if self.table_axis else "replicated"
+    def placement(self, table: str | None) -> Placement:
+        """Returns how a table is placed; None stands for what is no table."""
+        if self.table_axis is None or table is None:
+            return "replicated"
+        return self.placements.get(table, "replicated")
 
     @property
     def on_host(self) -> tuple[str, ...]:
@@ -124,8 +127,7 @@ class Layout:
         """Returns how each array of a state is split, for `shard_map` and `NamedSharding`."""
 
         def spec(path: Any, leaf: Any) -> PartitionSpec:
-            name = table_of(path)
-            placement = "replicated" if name is None else self.placement(name)
+            placement = self.placement(table_of(path))
             if placement == "row" and leaf.ndim:
                 return PartitionSpec(self.table_axis)
             if placement == "column" and leaf.ndim > 1:
@@ -133,12 +135,6 @@ class Layout:
             return PartitionSpec()
 
         return jax.tree_util.tree_map_with_path(spec, tree)
-
-
-def table_of(path: Any) -> str | None:
-    """Returns the table that a leaf of parameters, or of an optimiser's slots, belongs to."""
-    keys = [getattr(entry, "key", None) for entry in path]
-    return str(keys[-2]) if len(keys) > 1 and keys[-1] == "table" else None
 
 
 def shardings(tree: Any, mesh: Mesh, layout: Layout) -> Any:
@@ -197,16 +193,16 @@ def check_divides(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
       mesh: the devices.
       accumulate: parts in which each device computes its share.
     """
-    if batch_size % mesh.size == 0 and batch_size // mesh.size % accumulate:
-        raise UserError(
-            f"a batch of {batch_size} rows is {batch_size // mesh.size} rows on each of "
-            f"{mesh.size} devices, which cannot be computed in {accumulate} equal parts. Set "
-            f"config.training.batch_size to a multiple of {mesh.size * accumulate}, or lower "
-            "config.training.accumulate."
-        )
-    if batch_size % mesh.size:
+    share, rest = divmod(batch_size, mesh.size)
+    if rest:
         raise UserError(
             f"a batch of {batch_size} rows cannot be split evenly over {mesh.size} devices. Set "
             f"config.training.batch_size to a multiple of {mesh.size}, or use fewer devices in "
             "config.mesh."
+        )
+    if share % accumulate:
+        raise UserError(
+            f"a batch of {batch_size} rows is {share} rows on each of {mesh.size} devices, which "
+            f"cannot be computed in {accumulate} equal parts. Set config.training.batch_size to a "
+            f"multiple of {mesh.size * accumulate}, or lower config.training.accumulate."
         )

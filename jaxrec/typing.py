@@ -1,6 +1,7 @@
 """The types that cross every layer: batches and parameter trees."""
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -52,3 +53,8 @@ class Batch:
     def replace(self, **changes: Any) -> "Batch":
         """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def map(self, fields: Iterable[str], function: Callable[[Any], Any]) -> "Batch":
+        """Returns a copy with a function of each of these fields in its place; None stays."""
+        present = {name: value for name in fields if (value := getattr(self, name)) is not None}
+        return self.replace(**{name: function(value) for name, value in present.items()})

@@ -104,10 +104,10 @@ def prepare(
     path = Path(output) if append else check_output(output, overwrite=overwrite)
     earlier = open_dataset(path) if append else None
     name = _named(source)
-    if memory_limit and (engine != "duckdb" or name or isinstance(source, pd.DataFrame)):
+    if memory_limit is not None and (name or isinstance(source, pd.DataFrame)):
         raise UserError(
-            f"memory_limit={memory_limit} is for files that DuckDB reads; frames, named data sets "
-            "and the other engines are in memory as a whole, or in Spark's hands. Leave it out."
+            f"memory_limit={memory_limit} is for files that DuckDB reads; frames and named data "
+            "sets are in memory as a whole. Leave it out."
         )
     if local is not None and name not in NAMES:
         raise UserError(f"a local copy goes with a named source, one of: {', '.join(NAMES)}.")

@@ -92,14 +92,22 @@ def _remove_leftovers(path: Path) -> None:
     for partial in path.parent.glob(f".{_escaped(path.name)}.*.partial"):
         lock = os.open(partial, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _let_go(lock):
+                continue  # its process is at work
             if (partial / "old").exists() and not path.exists():
                 (partial / "old").rename(path)
             shutil.rmtree(partial, ignore_errors=True)
-        except BlockingIOError:
-            pass  # its process is at work
         finally:
             os.close(lock)
+
+
+def _let_go(lock: int) -> bool:
+    """Takes a lock that nobody holds; returns False when somebody does."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _escaped(name: str) -> str:

@@ -3,7 +3,7 @@
 from jaxrec.optim.config import OptimizerConfig
 from jaxrec.optim.rounding import apply_updates, stochastic_round, with_float32_slots
 from jaxrec.optim.rowwise import scale_by_rowwise_rss
-from jaxrec.optim.touched import Touched, put_touched, take_touched
+from jaxrec.optim.touched import Touched, put_touched, table_of, take_touched
 
 __all__ = [
     "OptimizerConfig",
@@ -12,6 +12,7 @@ __all__ = [
     "put_touched",
     "scale_by_rowwise_rss",
     "stochastic_round",
+    "table_of",
     "take_touched",
     "with_float32_slots",
 ]

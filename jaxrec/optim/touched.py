@@ -72,10 +72,17 @@ def put_touched(tree: Any, updated: Any, touched: dict[str, Touched]) -> Any:
     return jax.tree_util.tree_map_with_path(put, tree, updated)
 
 
-def _find(path: Any, leaf: Any, touched: dict[str, Touched]) -> Touched | None:
-    # A table is params[name]["table"]; a slot of it ends in the same two keys.
+def table_of(path: Any) -> str | None:
+    """Returns the table that a leaf of parameters, or of an optimiser's slots, belongs to.
+
+    A table is params[name]["table"]; a slot of it ends in the same two keys.
+    """
     keys = [getattr(entry, "key", None) for entry in path]
-    if len(keys) < 2 or keys[-1] != "table" or keys[-2] not in touched:
+    return str(keys[-2]) if len(keys) > 1 and keys[-1] == "table" else None
+
+
+def _find(path: Any, leaf: Any, touched: dict[str, Touched]) -> Touched | None:
+    found = touched.get(table_of(path) or "")
+    if found is None or not leaf.ndim or leaf.shape[0] != found.num_rows:
         return None
-    found = touched[keys[-2]]
-    return found if leaf.ndim and leaf.shape[0] == found.num_rows else None
+    return found

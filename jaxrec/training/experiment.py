@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrec import config as configs
@@ -20,12 +21,14 @@ from jaxrec.evaluation import (
     padded_width,
 )
 from jaxrec.functional import Functional, functional
-from jaxrec.sharding import AXIS_RULES, mesh_of, table_of
+from jaxrec.optim import table_of
+from jaxrec.sharding import AXIS_RULES, Layout, mesh_of
 from jaxrec.training.checkpoints import SKIP, Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.host import Slices, host_tables
-from jaxrec.training.planning import make_plan
+from jaxrec.training.planning import Plan, make_plan
 from jaxrec.training.state import TrainState, abstract_state
+from jaxrec.training.tables import TableUse, tables_of
 from jaxrec.typing import Array, Batch, Params, UserError
 
 _BLOCK_ROWS = 2**20  # of a table on the host that go to the device together to be ranked
@@ -54,13 +57,28 @@ class Experiment:
     @functools.cached_property
     def tables(self) -> dict[str, tuple[str, ...]]:
         """The batch fields that index each table of the model."""
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        return dict(self.model.bind(shapes).tables)
+        return {name: use.fields for name, use in self._uses.items()}
 
     @functools.cached_property
     def catalogue(self) -> tuple[str, ...]:
         """Names of the tables that hold the vectors of items to choose from."""
-        return tuple(name for name, fields in self.tables.items() if "positives" in fields)
+        return tuple(name for name, use in self._uses.items() if use.is_catalogue)
+
+    @functools.cached_property
+    def _uses(self) -> dict[str, TableUse]:
+        return tables_of(self.model)
+
+    @property
+    def state_options(self) -> dict[str, Any]:
+        """What `init_state` and `abstract_state` want to know of the config."""
+        training = self.config.training
+        return {"average": training.average > 0, "table_dtype": training.table_dtype}
+
+    def plan(self, optimizer: optax.GradientTransformation, mesh: Mesh) -> Plan:
+        """Returns where everything goes on these devices. Raises UserError when it does not fit."""
+        shapes = abstract_state(self.model, optimizer, **self.state_options)
+        catalogue = self.catalogue if self.config.objective.whole_catalogue else ()
+        return make_plan(shapes, self.config.mesh, mesh, catalogue=catalogue)
 
     def _jitted(self, method: str, mesh: Mesh | None, out: tuple[str | None, ...] = ()) -> Any:
         """Returns a method of the model, jitted and kept; with a mesh, its result split."""
@@ -68,9 +86,8 @@ class Experiment:
         if key not in self._kept:
 
             def apply(params: Params, *arguments: Any) -> jax.Array:
-                if method == "user_vectors" and mesh is not None:
-                    arguments = (_spread(arguments[0], mesh),)
-                return self.model.apply(params, *arguments, method=method)
+                spread = arguments if mesh is None else _spread(arguments, mesh)
+                return self.model.apply(params, *spread, method=method)
 
             where = None if mesh is None else NamedSharding(mesh, PartitionSpec(*out))
             self._kept[key] = jax.jit(apply, out_shardings=where)
@@ -171,8 +188,8 @@ class Experiment:
         )
 
 
-def _spread(batch: Batch, mesh: Mesh) -> Batch:
-    """Returns a batch whose rows are split over the devices, if they divide."""
+def _spread[T](batch: T, mesh: Mesh) -> T:
+    """Returns arrays of a batch with their rows split over the devices, if they divide."""
     where = NamedSharding(mesh, PartitionSpec(*AXIS_RULES["batch"]))
     divides = all(len(leaf) % mesh.size == 0 for leaf in jax.tree.leaves(batch))
     return jax.lax.with_sharding_constraint(batch, where) if divides else batch
@@ -270,27 +287,24 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
     That is, no optimiser slots, and parameters only where there is no average of them; on the mesh
     of the config, or on one device where there is no such mesh.
     """
-    config, model = experiment.config, experiment.model
-    average = config.training.average > 0
+    config = experiment.config
     optimizer = config.optimizer.build(10**9)
-    kept: dict[str, Any] = {"average": average, "table_dtype": config.training.table_dtype}
-    shapes = abstract_state(model, optimizer, **kept)
-    on_host: tuple[str, ...] = ()
+    where: dict[str, Any] = {}
     try:
         mesh = config.mesh.build()
     except UserError:
-        mesh = None  # trained on more devices than are here
-    if mesh is not None:
-        catalogue = experiment.catalogue if config.objective.whole_catalogue else ()
-        plan = make_plan(shapes, config.mesh, mesh, catalogue=catalogue)
-        on_host = plan.layout.on_host
+        layout = Layout()  # trained on more devices than are here
+    else:
+        layout = experiment.plan(optimizer, mesh).layout
         if mesh.size > 1:
-            shapes = abstract_state(model, optimizer, **kept, mesh=mesh, layout=plan.layout)
+            where = {"mesh": mesh, "layout": layout}
+    shapes = abstract_state(experiment.model, optimizer, **experiment.state_options, **where)
+    skipped = ("optimizer", "params") if shapes.average else ("optimizer",)
 
     def choose(path: Any, leaf: Any) -> Any:
-        if path[0].name in ("optimizer", "params" if average else "optimizer"):
+        if path[0].name in skipped:
             return SKIP
-        return np.empty(leaf.shape, leaf.dtype) if table_of(path) in on_host else leaf
+        return np.empty(leaf.shape, leaf.dtype) if table_of(path) in layout.on_host else leaf
 
     return jax.tree_util.tree_map_with_path(choose, shapes)
 

@@ -8,6 +8,7 @@ where a batch that could touch every row of a table takes the dense step instead
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -18,10 +19,11 @@ import optax
 
 from jaxrec.functional import Functional
 from jaxrec.objectives import Objective
-from jaxrec.sharding import Layout, table_of
+from jaxrec.optim import table_of
+from jaxrec.sharding import Layout
 from jaxrec.training.state import StepMetrics, TrainState
-from jaxrec.training.step import Drawn, make_draw, make_update, table_rows
-from jaxrec.training.tables import wanted_rows
+from jaxrec.training.step import Drawn, make_draw, make_update
+from jaxrec.training.tables import overflow, tables_of, wanted_rows
 from jaxrec.typing import Batch, Params, UserError
 
 _END = np.iinfo(np.int32).max
@@ -93,14 +95,7 @@ class Slices:
     def renumber(self, batch: Batch, tables: dict[str, tuple[str, ...]]) -> Batch:
         """Returns the batch with positions among the rows in place of ids."""
         for name, rows in self.rows.items():
-            ids = {f: getattr(batch, f) for f in tables[name]}
-            batch = batch.replace(
-                **{
-                    f: np.searchsorted(rows, x).astype(np.int32)
-                    for f, x in ids.items()
-                    if x is not None
-                }
-            )
+            batch = batch.map(tables[name], functools.partial(_positions, rows))
         return batch
 
     def take(self, tree: Any) -> Any:
@@ -135,6 +130,10 @@ class Slices:
         jax.tree_util.tree_map_with_path(put, tree, updated)
 
 
+def _positions(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return np.searchsorted(rows, ids).astype(np.int32)
+
+
 class HostStep:
     """A step like that of `make_step`, for states whose large tables are on the host.
 
@@ -153,11 +152,9 @@ class HostStep:
         capacity: int = 0,
     ):
         self.capacity = capacity
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        fields = model.bind(shapes).tables
-        self.tables = {name: fields[name] for name in tables}
-        others = {name: fields[name] for name in fields if name not in tables}
-        layout, rows_of = Layout(), table_rows(model)
+        uses, layout = tables_of(model), Layout()
+        self.tables = {name: uses[name].fields for name in tables}
+        others = {name: use for name, use in uses.items() if name not in tables}
         # Another device than that of the steps, so that drawing does not queue behind them.
         self._here = jax.local_devices(backend="cpu")[-1]
         self._draw = jax.jit(make_draw(objective, seed=seed, accumulate=accumulate, layout=layout))
@@ -166,20 +163,12 @@ class HostStep:
         )
 
         def step(state: TrainState, drawn: Drawn) -> tuple[TrainState, StepMetrics]:
-            wanted = wanted_rows(
-                drawn.parts,
-                state.params,
-                others,
-                layout,
-                capacity,
-                whole=False,
-                rows_of=rows_of,
-            )
+            wanted = wanted_rows(drawn.parts, state.params, others, layout, capacity, whole=False)
             new_state, loss, weight = update(state, drawn, wanted)
-            over = [jnp.maximum(w.rows.count - len(w.rows.rows), 0) for w in wanted.values()]
-            overflow = sum(over, start=jnp.int32(0))
-            none = jnp.bool_(False)
-            return new_state, StepMetrics(loss=loss, examples=weight, overflow=overflow, slow=none)
+            metrics = StepMetrics(
+                loss=loss, examples=weight, overflow=overflow(wanted), slow=jnp.bool_(False)
+            )
+            return new_state, metrics
 
         self._step = jax.jit(step, donate_argnums=0)
         self._carry = jax.jit(_carry_over)

@@ -21,14 +21,12 @@ from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment, check_same, describe_checkpoint
 from jaxrec.training.host import HostStep, to_host
 from jaxrec.training.logs import MetricsLog, Progress
-from jaxrec.training.planning import make_plan
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
 from jaxrec.training.state import (
     Step,
     StepMetrics,
     TrainState,
-    abstract_state,
     all_finite,
     init_state,
 )
@@ -122,7 +120,6 @@ class _Run:
         self.evaluate_every = self.config.evaluate_every or per_epoch
         statistics = config.objective.statistics(experiment.dataset)
         self.statistics = replicate(statistics, self.mesh)
-        self.host_step: HostStep | None = None
         self.state, self.step = self._born()
         self.course, self.rate, self.slow = Course(), 0.0, 0.0
         self.log: MetricsLog | None = None
@@ -133,10 +130,8 @@ class _Run:
         """Plans where everything goes, says so, and makes it."""
         config, model = self.experiment.config, self.experiment.model
         optimizer, average = config.optimizer.build(self.total), self.config.average
-        kept: dict[str, Any] = {"average": average > 0, "table_dtype": self.config.table_dtype}
-        shapes = abstract_state(model, optimizer, **kept)
-        catalogue = self.experiment.catalogue if config.objective.whole_catalogue else ()
-        plan = make_plan(shapes, config.mesh, self.mesh, catalogue=catalogue)
+        kept = self.experiment.state_options
+        plan = self.experiment.plan(optimizer, self.mesh)
         if not self.quiet:
             print(plan, file=sys.stderr)
         step: dict[str, Any] = {"seed": self.config.seed, "accumulate": self.config.accumulate}
@@ -146,10 +141,9 @@ class _Run:
                 raise UserError("training.average does not go with config.mesh.tables='host'.")
             with jax.default_device(jax.local_devices(backend="cpu")[0]):
                 state = init_state(model, optimizer, self.config.seed, **kept)
-            self.host_step = HostStep(
-                model, config.objective, optimizer, tables=plan.layout.on_host, **step
-            )
-            return to_host(state, plan.layout.on_host), self.host_step
+            tables = plan.layout.on_host
+            made: Step = HostStep(model, config.objective, optimizer, tables=tables, **step)
+            return to_host(state, tables), made
         where: dict[str, Any] = {"mesh": self.mesh, "layout": plan.layout}
         made = make_step(model, config.objective, optimizer, average=average, **step, **where)
         return init_state(model, optimizer, self.config.seed, **kept, **where), made
@@ -232,7 +226,7 @@ class _Run:
         def make(step: int) -> Batch:
             batch = self.batches.batch(step, rows)
             # With tables on the host, the host looks at the ids first.
-            return batch if self.host_step is not None else shard_batch(batch, self.mesh)
+            return batch if isinstance(self.step, HostStep) else shard_batch(batch, self.mesh)
 
         return prefetch(make, self.at, self.total)
 
@@ -253,8 +247,8 @@ class _Run:
             if tell:
                 self._tell()
             if save or stopping:
-                if self.host_step is not None:
-                    self.state = self.host_step.settle(self.state)
+                if isinstance(self.step, HostStep):
+                    self.state = self.step.settle(self.state)
                 self._check_parameters()
             if evaluate:
                 self._validate()

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxrec.sharding import Layout, MeshConfig, Placement, table_of
+from jaxrec.optim import table_of
+from jaxrec.sharding import Layout, MeshConfig, Placement
 from jaxrec.typing import UserError
 
 _FEW_ROWS = 64  # a table with fewer rows a device than this is better split by columns
@@ -89,11 +90,8 @@ def make_plan(
     """
     parts = mesh.shape["model"]
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    names = [
-        n for path, _ in jax.tree_util.tree_leaves_with_path(state.params) if (n := table_of(path))
-    ]
     tables, placements = [], {}
-    for name in sorted(set(names)):
+    for name in sorted({name for path, _ in leaves if (name := table_of(path))}):
         mine = [leaf for path, leaf in leaves if table_of(path) == name]
         shape = state.params[name]["table"].shape
         placement = _place(name, mine, config, parts, name in catalogue)

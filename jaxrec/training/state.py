@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from jaxrec.functional import Functional
-from jaxrec.optim import with_float32_slots
-from jaxrec.sharding import Layout, shardings, table_of
+from jaxrec.optim import table_of, with_float32_slots
+from jaxrec.sharding import Layout, shardings
 from jaxrec.typing import Batch, Params
 
 
@@ -63,7 +63,7 @@ def init_state(
     average: bool = False,
     table_dtype: str = "float32",
     mesh: Mesh | None = None,
-    layout: Layout | None = None,
+    layout: Layout = Layout(),  # noqa: B008 - a frozen value
 ) -> TrainState:
     """Returns the state before the first step; parameters and slots are born in one jitted call.
 
@@ -79,10 +79,10 @@ def init_state(
       table_dtype: of embedding tables; their optimiser slots are float32 in any case.
       mesh, layout: where everything goes; see `jaxrec.training.planning`.
     """
-    init = _initializer(model, optimizer, average, table_dtype, mesh, layout or Layout())
+    init = _initializer(model, optimizer, average, table_dtype, mesh, layout)
     if mesh is None:
         return jax.jit(init)(jax.random.key(seed))
-    born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout or Layout())
+    born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout)
     return jax.jit(init, out_shardings=born)(jax.random.key(seed))
 
 
@@ -93,10 +93,9 @@ def abstract_state(
     average: bool = False,
     table_dtype: str = "float32",
     mesh: Mesh | None = None,
-    layout: Layout | None = None,
+    layout: Layout = Layout(),  # noqa: B008 - a frozen value
 ) -> TrainState:
     """Returns shapes and dtypes of `init_state`, on a mesh with shardings; allocates nothing."""
-    layout = layout or Layout()
     init = _initializer(model, optimizer, average, table_dtype, mesh, layout)
     shapes = jax.eval_shape(init, jax.random.key(0))
     if mesh is None:

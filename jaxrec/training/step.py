@@ -6,7 +6,7 @@ runs alone, under `jax.shard_map` (with check_vma=False) and under `jax.pmap`.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,16 +18,25 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxrec.functional import Functional
 from jaxrec.objectives import ALONE, Objective, Replica
 from jaxrec.ops.keys import RowKey
-from jaxrec.optim import apply_updates, put_touched, take_touched, with_float32_slots
-from jaxrec.sharding import AXIS_RULES, Layout, table_of
+from jaxrec.optim import (
+    apply_updates,
+    put_touched,
+    table_of,
+    take_touched,
+    with_float32_slots,
+)
+from jaxrec.sharding import AXIS_RULES, Layout
 from jaxrec.training.state import Step, StepMetrics, TrainState
 from jaxrec.training.tables import (
+    TableUse,
     Wanted,
     fair_share,
     fetch_rows,
     find_rows,
+    overflow,
     renumber_ids,
     sum_gradients,
+    tables_of,
     touched_rows,
     wanted_rows,
 )
@@ -44,7 +53,7 @@ def make_step(
     average: float = 0.0,
     capacity: int = 0,
     mesh: Mesh | None = None,
-    layout: Layout | None = None,
+    layout: Layout = Layout(),  # noqa: B008 - a frozen value
 ) -> Step:
     """Returns `step(state, batch, statistics) -> (state, metrics)`, jitted; state is donated.
 
@@ -53,14 +62,21 @@ def make_step(
     `accumulate`, a part of which is the first rows of every device. The other arguments are those
     of `make_replica_step`.
     """
-    options: Any = {"seed": seed, "accumulate": accumulate, "average": average}
-    options |= {"capacity": capacity, "layout": layout or Layout()}
-    replica = make_replica_step(model, objective, optimizer, **options)
+    replica = make_replica_step(
+        model,
+        objective,
+        optimizer,
+        seed=seed,
+        accumulate=accumulate,
+        average=average,
+        capacity=capacity,
+        layout=layout,
+    )
     if mesh is None or mesh.size == 1:
         return jax.jit(replica, donate_argnums=0)
 
     def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
-        specs = options["layout"].specs(state)
+        specs = layout.specs(state)
         sharded = jax.shard_map(
             replica,
             mesh=mesh,
@@ -110,15 +126,12 @@ def make_replica_step(
         model, objective, optimizer, accumulate=accumulate, average=average, layout=layout
     )
 
-    rows_of = table_rows(model)
+    tables = tables_of(model)
 
     def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
         drawn = draw(state.step, batch, statistics)
-        tables = model.bind(state.params).tables
         whole = objective.whole_catalogue
-        wanted = wanted_rows(
-            drawn.parts, state.params, tables, layout, capacity, whole=whole, rows_of=rows_of
-        )
+        wanted = wanted_rows(drawn.parts, state.params, tables, layout, capacity, whole=whole)
         slow = _uneven(wanted, layout)
         if slow is None:
             new_state, loss, weight = update(state, drawn, wanted)
@@ -129,11 +142,10 @@ def make_replica_step(
                 for shares in (True, False)
             )
             new_state, loss, weight = lax.cond(slow, safe, fast, state)
-        over = [jnp.maximum(w.rows.count - len(w.rows.rows), 0) for w in wanted.values()]
-        overflow = sum(over, start=jnp.int32(0))
+        over = overflow(wanted)
         if layout.axes:
-            overflow = lax.pmax(overflow, layout.axes)
-        return new_state, StepMetrics(loss=loss, examples=weight, overflow=overflow, slow=slow)
+            over = lax.pmax(over, layout.axes)
+        return new_state, StepMetrics(loss=loss, examples=weight, overflow=over, slow=slow)
 
     return step
 
@@ -190,6 +202,8 @@ def make_update(
     tables that are not in it are used as they are. `shares` is that of `find_rows`.
     """
     update_with_norm = with_float32_slots(optimizer).update
+    replica = _replica(tables_of(model), layout) if objective.whole_catalogue else ALONE
+    split = replica.catalogue_axis is not None
 
     def update(
         state: TrainState, drawn: Drawn, wanted: dict[str, Wanted], *, shares: bool = True
@@ -200,8 +214,6 @@ def make_update(
         params = take_touched(state.params, touched)
         slots = take_touched(state.optimizer, touched)
         rows, send_back = jax.vjp(lambda p: fetch_rows(p, lookups, layout), params)
-        replica = _replica(model, state.params, layout) if objective.whole_catalogue else ALONE
-        split = replica.catalogue_axis is not None
 
         def total_loss(arguments: Any, part: Batch, key: RowKey) -> tuple[jax.Array, jax.Array]:
             catalogue = model.bind(arguments[1]) if split else None
@@ -247,19 +259,12 @@ def _rounded(params: Params, updates: Params, key: jax.Array, layout: Layout) ->
     return new
 
 
-def table_rows(model: Functional) -> dict[str, int]:
-    """Returns how many rows each table of a model has."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return {name: shapes[name]["table"].shape[0] for name in model.bind(shapes).tables}
-
-
 def global_norm(gradients: Any, layout: Layout) -> jax.Array:
     """Returns () float32: the norm of all gradients, those that other devices hold included."""
 
     def squares(path: Any, gradient: jax.Array) -> jax.Array:
         square = jnp.sum(jnp.square(gradient.astype(jnp.float32)))
-        name = table_of(path)
-        if name is None or layout.placement(name) == "replicated":
+        if layout.placement(table_of(path)) == "replicated":
             return square
         return lax.psum(square, layout.table_axis)
 
@@ -267,16 +272,14 @@ def global_norm(gradients: Any, layout: Layout) -> jax.Array:
     return jnp.sqrt(sum(leaves, start=jnp.float32(0)))
 
 
-def _replica(model: Functional, params: Params, layout: Layout) -> Replica:
+def _replica(tables: Mapping[str, TableUse], layout: Layout) -> Replica:
     """Returns what a loss over the whole catalogue must know of a catalogue that may be split."""
-    tables = model.bind(params).tables
-    names = [name for name, fields in tables.items() if "positives" in fields]
-    placements = {layout.placement(name) for name in names}
+    rows = {name: use.num_rows for name, use in tables.items() if use.is_catalogue}
+    placements = {layout.placement(name) for name in rows}
     if placements <= {"replicated"}:
         return ALONE
     assert placements == {"row"}, "the planner splits a whole catalogue by rows or not at all"
-    shape = jax.eval_shape(model.init, jax.random.key(0))[names[0]]["table"].shape
-    return Replica(catalogue_axis=layout.table_axis, num_rows=shape[0])
+    return Replica(catalogue_axis=layout.table_axis, num_rows=next(iter(rows.values())))
 
 
 def _uneven(wanted: dict[str, Wanted], layout: Layout) -> jax.Array | None:

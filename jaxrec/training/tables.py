@@ -9,19 +9,44 @@ of gradients is the derivative of the way there.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrec.functional import Functional
 from jaxrec.ops.exchange import most_of_one_owner, route_rows, swap
 from jaxrec.ops.touched import unique_rows
-from jaxrec.optim import Touched
-from jaxrec.sharding import Layout, table_of
+from jaxrec.optim import Touched, table_of
+from jaxrec.sharding import Layout
 from jaxrec.typing import Batch, Params
 
-type Fields = dict[str, tuple[str, ...]]
+
+class TableUse(NamedTuple):
+    """A table of a model.
+
+    Attributes:
+      fields: the batch fields that index it.
+      num_rows: its rows, without those that make blocks equal.
+    """
+
+    fields: tuple[str, ...]
+    num_rows: int
+
+    @property
+    def is_catalogue(self) -> bool:
+        """Whether it holds the vectors of items to choose from."""
+        return "positives" in self.fields
+
+
+def tables_of(model: Functional) -> dict[str, TableUse]:
+    """Returns the tables of a model by name."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return {
+        name: TableUse(fields, shapes[name]["table"].shape[0])
+        for name, fields in model.bind(shapes).tables.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +73,7 @@ class Lookup:
 
     Attributes:
       touched: rows of this device's block that the optimiser sees; None for all of them.
-      number: renumbers the batch's ids; None when they index the block as they are.
+      number: renumbers the batch's ids to positions among the rows that come, or among `touched`.
       place: (M, K) where the rows that each device asks for stand among `touched`; None when no
         rows travel.
       back: (C,) where the wanted rows stand among those that arrive; None for split columns, of
@@ -56,7 +81,7 @@ class Lookup:
     """
 
     touched: Touched | None
-    number: Touched | None
+    number: Touched
     place: jax.Array | None = None
     back: jax.Array | None = None
 
@@ -64,33 +89,31 @@ class Lookup:
 def wanted_rows(
     parts: Batch,
     params: Params,
-    tables: Fields,
+    tables: Mapping[str, TableUse],
     layout: Layout,
     capacity: int,
     *,
     whole: bool,
-    rows_of: Mapping[str, int],
 ) -> dict[str, Wanted]:
     """Returns what this device wants of each table that is not simply used as it is.
 
     Args:
       parts: the batch.
       params: the parameters, with this device's blocks of tables.
-      tables: the batch fields that index each table.
+      tables: those to look at.
       capacity: distinct rows of a table that a device may want; 0 allows for every id.
       whole: whether the loss needs every item. Then positives are targets and no lookups, and what
         is not split is used as it is.
-      rows_of: rows of each table, without those that make blocks equal.
     """
     wanted = {}
-    for name, fields in tables.items():
+    for name, (fields, rows_of_all) in tables.items():
         block, split = params[name]["table"].shape[0], layout.placement(name)
         num_rows = block * (lax.axis_size(layout.table_axis) if split == "row" else 1)
         if whole:
             fields = tuple(field for field in fields if field != "positives")
         ids = [jnp.ravel(getattr(parts, f)) for f in fields if getattr(parts, f) is not None]
         size = int(min(capacity or math.inf, sum(map(len, ids))))
-        dense = whole or _of_all_devices(parts, fields, layout, capacity) + 1 >= rows_of[name]
+        dense = whole or _of_all_devices(parts, fields, layout, capacity) + 1 >= rows_of_all
         if ids and not (dense and split == "replicated"):
             # Row 0 is always there: padding must have a place in the slice.
             joined = jnp.concatenate([jnp.zeros(1, jnp.int32), *ids])
@@ -100,6 +123,12 @@ def wanted_rows(
                 most = most_of_one_owner(rows.rows, block, layout.table_axis)
             wanted[name] = Wanted(rows=rows, fields=fields, most=most, dense=dense)
     return wanted
+
+
+def overflow(wanted: dict[str, Wanted]) -> jax.Array:
+    """Returns () int32: how many rows of tables were wanted beyond the capacity."""
+    over = [jnp.maximum(want.rows.count - len(want.rows.rows), 0) for want in wanted.values()]
+    return sum(over, start=jnp.int32(0))
 
 
 def _of_all_devices(parts: Batch, fields: tuple[str, ...], layout: Layout, capacity: int) -> int:
@@ -150,18 +179,16 @@ def find_rows(
             here = arrived[name]
         elif split == "column":
             here = lax.all_gather(here, axis)
-        touched, place = None, here
-        if not want.dense:
+        touched = None if want.dense else want.rows
+        if touched is not None and (others or split != "replicated"):
             everyone = lax.all_gather(jnp.ravel(here), others, tiled=True) if others else here
-            touched = want.rows
-            if split != "replicated" or others:
-                # One more than the block has, for rows that nobody asked for.
-                size = min(everyone.size, block + 1)
-                touched = Touched(*unique_rows(everyone, block, size), block)
-            place = touched.renumber(here)
+            # One more than the block has, for rows that nobody asked for.
+            size = min(everyone.size, block + 1)
+            touched = Touched(*unique_rows(everyone, block, size), block)
         if split == "replicated":
-            lookups[name] = Lookup(touched=touched, number=touched)
+            lookups[name] = Lookup(touched=touched, number=touched or want.rows)
         else:
+            place = here if touched is None else touched.renumber(here)
             lookups[name] = Lookup(
                 touched=touched, number=want.rows, place=place, back=back.get(name)
             )
@@ -193,12 +220,7 @@ def fetch_rows(params: Params, lookups: dict[str, Lookup], layout: Layout) -> Pa
 def renumber_ids(batch: Batch, wanted: dict[str, Wanted], lookups: dict[str, Lookup]) -> Batch:
     """Returns the batch with positions among the rows at hand in place of ids."""
     for name, want in wanted.items():
-        number = lookups[name].number
-        assert number is not None
-        ids = {field: getattr(batch, field) for field in want.fields}
-        batch = batch.replace(
-            **{field: number.renumber(x) for field, x in ids.items() if x is not None}
-        )
+        batch = batch.map(want.fields, lookups[name].number.renumber)
     return batch
 
 
@@ -213,8 +235,7 @@ def sum_gradients(gradients: Any, layout: Layout) -> Any:
         return gradients
 
     def total(path: Any, gradient: jax.Array) -> jax.Array:
-        name = table_of(path)
-        split = name is not None and layout.placement(name) != "replicated"
+        split = layout.placement(table_of(path)) != "replicated"
         axes = tuple(a for a in layout.axes if not (split and a == layout.table_axis))
         return lax.psum(gradient, axes) if axes else gradient
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -164,6 +163,6 @@ def test_a_diverging_loss_ends_in_one_sentence(
     flags = [f"--config={config_files['ratings']}", f"--data={data}"]
     flags += [f"--workdir={tmp_path / 'run'}", "--config.optimizer.learning_rate=1e30"]
     said = scripts.fails_after_progress("train", *flags)
-    assert re.search(r"the loss of step \d is inf", said)
+    assert "the loss of step 2 is inf" in said
     assert "config.optimizer.learning_rate" in said
     assert not (tmp_path / "run" / "result.json").exists()

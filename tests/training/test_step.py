@@ -22,7 +22,6 @@ from jaxrec.objectives import (
     SampledSoftmax,
     SquaredError,
 )
-from jaxrec.ops.keys import Key
 from jaxrec.optim import OptimizerConfig
 from jaxrec.training import StepMetrics, TrainState, init_state, make_step
 from jaxrec.typing import Batch
@@ -184,20 +183,11 @@ def test_overflow_counts_the_distinct_rows_beyond_capacity(dataset: Dataset) -> 
             chex.assert_trees_all_close(states, whole, rtol=1e-5, atol=1e-7)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedBCE(BCE):
-    """BCE whose negatives are a function of the positives: no part of a batch draws others."""
-
-    def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
-        batch = super().draw(batch, statistics, key)
-        return batch.replace(negatives=(batch.positives % 300 + 1)[..., None])
-
-
 @pytest.mark.parametrize(
     ("data", "model", "objective"),
     [
         (SEQUENCES, SASREC, FullSoftmax()),
-        (PAIRS, FACTORS, FixedBCE()),
+        (PAIRS, FACTORS, BCE(num_negatives=2)),
         (PAIRS, FACTORS, SquaredError(l2=0.01)),
     ],
     ids=["full", "bce", "ratings"],
