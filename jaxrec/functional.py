@@ -2,12 +2,13 @@
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
+from jaxrec.paths import flatten, nest
 from jaxrec.typing import Params
 
 
@@ -18,13 +19,19 @@ class Functional(NamedTuple):
       init: `init(key) -> params`, a nested dict with string keys and arrays at its leaves.
       apply: `apply(params, *args, method="__call__", **kwargs)` calls the module's method. Dropout
         runs only when `key=` is passed; without a key it is evaluation.
-      bind: `bind(params) -> module`, for code that calls several methods on the same parameters,
-        inside or outside of jit.
+      bind: `bind(params, key=None) -> module`, for code that calls several methods on the same
+        parameters, inside or outside of jit. The key is for what is random about the parameters
+        themselves (see `reparametrise`); modules have nothing of the kind.
+      tables: by name of an embedding table, the batch fields that index it.
+      layers: from input to output, the beginnings of the paths of each layer's parameters; empty
+        when the module does not say.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., Any]
-    bind: Callable[[Params], Any]
+    bind: Callable[..., Any]
+    tables: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
+    layers: tuple[tuple[str, ...], ...] = ()
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -58,10 +65,10 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
         # rbg or threefry: a key array is all that a module's initialisers need
         module = make(nnx.Rngs(params=key))
         values = nnx.to_flat_state(nnx.split(module)[1])
-        return _nest({_name(path): leaf.get_value() for path, leaf in values})
+        return nest({_name(path): leaf.get_value() for path, leaf in values})
 
-    def bind(params: Params) -> Any:
-        leaves = _flatten(params)
+    def bind(params: Params, key: jax.Array | None = None) -> Any:
+        leaves = flatten(params)
         if leaves.keys() != paths.keys():
             missing = sorted(paths.keys() - leaves.keys())
             extra = sorted(leaves.keys() - paths.keys())
@@ -72,35 +79,61 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
         filled = [(path, leaf.replace(leaves[_name(path)])) for path, leaf in flat]
         return nnx.merge(graph, nnx.from_flat_state(filled))
 
+    return _of(init, bind, getattr(abstract, "tables", {}), _layers(abstract, paths))
+
+
+def reparametrise(
+    model: Functional,
+    init: Callable[[jax.Array], Params],
+    expand: Callable[[Params, jax.Array | None], Params],
+) -> Functional:
+    """Returns the model as a function of other parameters, such as adapters or codes.
+
+    Args:
+      model: the model.
+      init: `init(key)` gives the new parameters.
+      expand: `expand(params, key)` gives those of the model; the key is None in evaluation. It is
+        part of every compiled call, so it should cost little beside the model.
+    """
+
+    def bind(params: Params, key: jax.Array | None = None) -> Any:
+        return model.bind(expand(params, key))
+
+    return _of(init, bind, model.tables, model.layers)
+
+
+def functional_of(config: Any) -> Functional:
+    """Returns the model of a config as pure functions.
+
+    A config has `build(rngs)`, which returns a module, or, when it changes the model of another
+    config, `functional()`.
+    """
+    if hasattr(config, "functional"):
+        return config.functional()
+    return functional(lambda rngs: config.build(rngs))
+
+
+def _of(init: Any, bind: Any, tables: Any, layers: Any) -> Functional:
     def apply(params: Params, *args: Any, method: str = "__call__", **kwargs: Any) -> Any:
         return getattr(bind(params), method)(*args, **kwargs)
 
-    return Functional(init, apply, bind)
+    return Functional(init, apply, bind, tables, layers)
+
+
+def _layers(module: Any, paths: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Returns what the module says of its layers, without the beginnings that no path has."""
+    layers = getattr(module, "layers", ())
+    if not (isinstance(layers, tuple) and all(isinstance(layer, tuple) for layer in layers)):
+        return ()  # a list of submodules by this name
+    there = [
+        tuple(start for start in layer if any(f"{path}/".startswith(f"{start}/") for path in paths))
+        for layer in layers
+    ]
+    return tuple(layer for layer in there if layer)
 
 
 def _name(path: tuple[Any, ...]) -> str:
     return "/".join(map(str, path))
-
-
-def _nest(flat: dict[str, Any]) -> Params:
-    tree: Params = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def _flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 class _CallableModule(types.ModuleType):

@@ -11,14 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "jaxrec").rglob("*.py"))
 LAYERS = (
-    ("typing", "config", "memory"),
+    ("typing", "config", "memory", "paths"),
     ("ops", "data"),
     ("layers", "losses", "metrics", "optim", "sampling"),
     ("models", "objectives", "functional", "sharding"),
     ("training", "evaluation", "finetuning", "compression", "export", "serving"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-DRAWN = {("config", "typing"), ("training", "evaluation")}
+DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark"}
 # What a part knows nothing of; data has no device code.

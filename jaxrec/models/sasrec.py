@@ -113,6 +113,14 @@ class SASRec(nnx.Module):
             return {"items": ("history", "positives", "negatives")}
         return {"items": ("history",), "outputs": ("positives", "negatives")}
 
+    @property
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        """Beginnings of the parameters' paths, from the input to the output."""
+        inputs = ("items", "positions", "input_norm")
+        blocks = [(f"blocks/{i}",) for i in range(self.config.num_blocks)]
+        outputs = (() if self.config.tied else ("outputs",)) + ("output_norm",)
+        return (inputs, *blocks, outputs)
+
     def user_vectors(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
         """Returns vectors whose dot products with item vectors are scores.
 

@@ -8,6 +8,7 @@ import optax
 
 from jaxrec.optim.clipping import clip_by_global_norm
 from jaxrec.optim.rowwise import scale_by_rowwise_rss
+from jaxrec.optim.touched import table_of
 from jaxrec.typing import Params, UserError
 
 
@@ -90,7 +91,7 @@ class OptimizerConfig:
 
             def decays(params: Params) -> Any:
                 def choose(path: Any, leaf: Any) -> bool:
-                    return leaf.ndim > 1 and (self.decay_tables or path[-1].key != "table")
+                    return leaf.ndim > 1 and (self.decay_tables or table_of(path) is None)
 
                 return jax.tree_util.tree_map_with_path(choose, params)
 

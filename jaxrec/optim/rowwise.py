@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrec.optim.touched import table_of
 from jaxrec.typing import Params
 
 
@@ -19,7 +20,7 @@ def scale_by_rowwise_rss(
     1 / D of the table's memory. This is the rowwise Adagrad of FBGEMM and TorchRec, but that eps is
     inside of the root, as it is in `optax.scale_by_rss`.
 
-    A table is a leaf with two axes whose last key is "table"; its accumulator is (rows, 1), and
+    A table is a leaf with two axes that `table_of` finds; its accumulator is (rows, 1), and
     the state mirrors the parameters, so that touched rows have touched accumulators. All other
     leaves have the elementwise Adagrad of `optax.scale_by_rss`.
 
@@ -54,4 +55,4 @@ def scale_by_rowwise_rss(
 
 
 def _is_table(path: Any, leaf: jax.Array) -> bool:
-    return leaf.ndim == 2 and getattr(path[-1], "key", None) == "table"
+    return leaf.ndim == 2 and table_of(path) is not None

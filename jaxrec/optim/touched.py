@@ -75,10 +75,12 @@ def put_touched(tree: Any, updated: Any, touched: dict[str, Touched]) -> Any:
 def table_of(path: Any) -> str | None:
     """Returns the table that a leaf of parameters, or of an optimiser's slots, belongs to.
 
-    A table is params[name]["table"]; a slot of it ends in the same two keys.
+    A table is params[name]["table"]; a slot of it ends in the same two keys. So do further columns
+    of its rows, params[name]["table_..."], such as those of an adapter.
     """
-    keys = [getattr(entry, "key", None) for entry in path]
-    return str(keys[-2]) if len(keys) > 1 and keys[-1] == "table" else None
+    keys = [str(getattr(entry, "key", "")) for entry in path]
+    mine = len(keys) > 1 and (keys[-1] == "table" or keys[-1].startswith("table_"))
+    return keys[-2] if mine else None
 
 
 def _find(path: Any, leaf: Any, touched: dict[str, Touched]) -> Touched | None:

@@ -34,6 +34,8 @@ class TrainingConfig:
         when above 0; in [0, 1). Wants the dense step.
       table_dtype: of embedding tables. With "bfloat16" they take half the memory, and updates are
         added in float32 and rounded up or down at random, so that small ones are not lost.
+      trained: which parameters are trained: paths ("items/table"), beginnings of paths ("blocks/1")
+        or globs ("*/bias"); "head" is the table that items are scored with. Empty means all.
     """
 
     steps: int = 0
@@ -50,6 +52,7 @@ class TrainingConfig:
     capacity: int = 0
     average: float = 0.0
     table_dtype: Literal["float32", "bfloat16"] = "float32"
+    trained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "evaluate_epochs", "keep_last"):

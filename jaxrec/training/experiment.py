@@ -20,8 +20,9 @@ from jaxrec.evaluation import (
     evaluate,
     padded_width,
 )
-from jaxrec.functional import Functional, functional
+from jaxrec.functional import Functional, functional_of
 from jaxrec.optim import table_of
+from jaxrec.paths import divide, flatten, select, unite
 from jaxrec.sharding import AXIS_RULES, Layout, mesh_of
 from jaxrec.training.checkpoints import SKIP, Checkpoints
 from jaxrec.training.config import ExperimentConfig
@@ -52,7 +53,7 @@ class Experiment:
     def of(cls, config: ExperimentConfig, dataset: Dataset) -> "Experiment":
         """Fits the config to the dataset. Raises UserError when it was set to another one."""
         fitted = dataclasses.replace(config, model=config.model.fit(dataset.manifest))
-        return cls(fitted, dataset, functional(lambda rngs: fitted.model.build(rngs)))
+        return cls(fitted, dataset, functional_of(fitted.model))
 
     @functools.cached_property
     def tables(self) -> dict[str, tuple[str, ...]]:
@@ -72,7 +73,23 @@ class Experiment:
     def state_options(self) -> dict[str, Any]:
         """What `init_state` and `abstract_state` want to know of the config."""
         training = self.config.training
-        return {"average": training.average > 0, "table_dtype": training.table_dtype}
+        kept = {"average": training.average > 0, "table_dtype": training.table_dtype}
+        return kept | {"trained": self.trained}
+
+    @functools.cached_property
+    def trained(self) -> frozenset[str] | None:
+        """Paths of the parameters that are trained; None means all of them.
+
+        Raises:
+          UserError: when `training.trained` names what the model does not have.
+        """
+        patterns = self.config.training.trained
+        if not patterns:
+            return None
+        there = flatten(jax.eval_shape(self.model.init, jax.random.key(0)))
+        named = {"head": self.catalogue}
+        spelt = [path for pattern in patterns for path in named.get(pattern, (pattern,))]
+        return select(spelt, there, option="config.training.trained")
 
     def plan(self, optimizer: optax.GradientTransformation, mesh: Mesh) -> Plan:
         """Returns where everything goes on these devices. Raises UserError when it does not fit."""
@@ -218,6 +235,7 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
         # What may change between two halves of a run: its length, its rhythm, its measurement.
         parts += ["data", "objective", "optimizer", "training.seed", "training.batch_size"]
         parts += ["training.average", "training.accumulate", "training.table_dtype"]
+        parts += ["training.trained"]
     for part in parts:
         old, new = _at(saved["config"], part), _at(here["config"], part)
         for path, was, now in _differences(part, old, new):
@@ -278,7 +296,7 @@ def load_trained(
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
         check_same(checkpoints.meta(step), experiment, resume=False)
         state = checkpoints.restore(step, _parameters_alone(experiment))
-    return experiment, state.average or state.params, step
+    return experiment, state.used, step
 
 
 def _parameters_alone(experiment: Experiment) -> TrainState:
@@ -299,14 +317,23 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
         if mesh.size > 1:
             where = {"mesh": mesh, "layout": layout}
     shapes = abstract_state(experiment.model, optimizer, **experiment.state_options, **where)
-    skipped = ("optimizer", "params") if shapes.average else ("optimizer",)
+    averaged, rest = divide(shapes.params, flatten(shapes.average))
 
     def choose(path: Any, leaf: Any) -> Any:
-        if path[0].name in skipped:
-            return SKIP
         return np.empty(leaf.shape, leaf.dtype) if table_of(path) in layout.on_host else leaf
 
-    return jax.tree_util.tree_map_with_path(choose, shapes)
+    def skip(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: SKIP, tree)
+
+    return jax.tree_util.tree_map_with_path(
+        choose,
+        dataclasses.replace(
+            shapes,
+            params=unite(rest, skip(averaged)),
+            optimizer=skip(shapes.optimizer),
+        ),
+        is_leaf=lambda leaf: leaf is SKIP,
+    )
 
 
 def _at(tree: Any, path: str) -> Any:

@@ -150,6 +150,7 @@ class HostStep:
         seed: int,
         accumulate: int = 1,
         capacity: int = 0,
+        trained: Collection[str] | None = None,
     ):
         self.capacity = capacity
         uses, layout = tables_of(model), Layout()
@@ -159,7 +160,13 @@ class HostStep:
         self._here = jax.local_devices(backend="cpu")[-1]
         self._draw = jax.jit(make_draw(objective, seed=seed, accumulate=accumulate, layout=layout))
         update = make_update(
-            model, objective, optimizer, accumulate=accumulate, average=0.0, layout=layout
+            model,
+            objective,
+            optimizer,
+            accumulate=accumulate,
+            average=0.0,
+            trained=trained,
+            layout=layout,
         )
 
         def step(state: TrainState, drawn: Drawn) -> tuple[TrainState, StepMetrics]:

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def train(
     data: Dataset | str | Path,
     workdir: str | Path,
     *,
+    start: Callable[[TrainState], TrainState] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains, validates and tests one experiment; goes on where an earlier call was cut off.
@@ -77,6 +78,9 @@ def train(
       config: the experiment.
       data: a dataset, or the directory of one.
       workdir: made when absent. One that holds another experiment is refused.
+      start: what to begin with instead of the state that `init_state` gives, which it is given: a
+        function that returns one of the same shapes, dtypes and places. A run that goes on from
+        its own checkpoint does not call it.
       quiet: no progress on stderr.
 
     Returns:
@@ -89,7 +93,8 @@ def train(
       Stopped: after SIGTERM, once the state is saved.
     """
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    with together(), _Run(Experiment.of(config, dataset), Path(workdir), quiet=quiet) as run:
+    experiment = Experiment.of(config, dataset)
+    with together(), _Run(experiment, Path(workdir), start, quiet=quiet) as run:
         if is_first() and not isinstance(data, Dataset):
             where = {"data": str(Path(data).absolute())}
             configs.write_whole(run.workdir / "run.json", json.dumps(where) + "\n")
@@ -105,8 +110,15 @@ _DIVERGED = (
 class _Run:
     """One call of `train`: the state on the device and everything around it."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, *, quiet: bool):
-        self.experiment, self.workdir = experiment, workdir
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        start: Callable[[TrainState], TrainState] | None,
+        *,
+        quiet: bool,
+    ):
+        self.experiment, self.workdir, self.start = experiment, workdir, start
         self.quiet = quiet or not is_first()
         config = experiment.config
         self.config, self.begun = config.training, time.monotonic()
@@ -135,7 +147,7 @@ class _Run:
         if not self.quiet:
             print(plan, file=sys.stderr)
         step: dict[str, Any] = {"seed": self.config.seed, "accumulate": self.config.accumulate}
-        step |= {"capacity": self.config.capacity}
+        step |= {"capacity": self.config.capacity, "trained": self.experiment.trained}
         if plan.layout.on_host:
             if average:
                 raise UserError("training.average does not go with config.mesh.tables='host'.")
@@ -168,6 +180,7 @@ class _Run:
     def _resume(self) -> int:
         steps = self.checkpoints.steps()
         if not steps:
+            self.state = self.start(self.state) if self.start else self.state
             return 0
         meta = self.checkpoints.meta(steps[-1])
         check_same(meta, self.experiment, resume=True)
@@ -187,7 +200,7 @@ class _Run:
             best = None  # removed by hand, because it was damaged: the last parameters are left
         if best is not None and best != self.at:
             self.state = self.checkpoints.restore(best, self.state)
-        params = self.state.average or self.state.params
+        params = self.state.used
         splits = {
             split: self.experiment.evaluate(params, split, intervals=False)
             for split in self.measured
@@ -314,7 +327,7 @@ class _Run:
     def _validate(self) -> None:
         if "valid" not in self.measured:
             return
-        params = self.state.average or self.state.params
+        params = self.state.used
         evaluation = self.experiment.evaluate(params, "valid", intervals=False)
         monitor = self.experiment.config.evaluation.monitor
         value, course = evaluation.metrics[monitor], self.course

@@ -1,7 +1,7 @@
 """What a training step changes, and how it is born: on one device, on a mesh, or partly in RAM."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxrec.functional import Functional
 from jaxrec.optim import table_of, with_float32_slots
+from jaxrec.paths import divide, unite
 from jaxrec.sharding import Layout, shardings
 from jaxrec.typing import Batch, Params
 
@@ -25,13 +26,18 @@ class TrainState:
       step: () int32, steps done.
       params: the model's parameters.
       optimizer: the Optax state.
-      average: running average of the parameters, or an empty dict without one.
+      average: running average of the trained parameters, or an empty dict without one.
     """
 
     step: jax.Array
     params: Params
     optimizer: Any
     average: Params
+
+    @property
+    def used(self) -> Params:
+        """The parameters to measure and to use: the average where there is one."""
+        return unite(self.params, self.average)
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +68,7 @@ def init_state(
     *,
     average: bool = False,
     table_dtype: str = "float32",
+    trained: Collection[str] | None = None,
     mesh: Mesh | None = None,
     layout: Layout = Layout(),  # noqa: B008 - a frozen value
 ) -> TrainState:
@@ -77,9 +84,10 @@ def init_state(
       seed: of the parameters.
       average: whether a running average is kept.
       table_dtype: of embedding tables; their optimiser slots are float32 in any case.
+      trained: paths of the parameters that are trained, and have optimiser slots; None means all.
       mesh, layout: where everything goes; see `jaxrec.training.planning`.
     """
-    init = _initializer(model, optimizer, average, table_dtype, mesh, layout)
+    init = _initializer(model, optimizer, average, table_dtype, trained, mesh, layout)
     if mesh is None:
         return jax.jit(init)(jax.random.key(seed))
     born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout)
@@ -92,11 +100,12 @@ def abstract_state(
     *,
     average: bool = False,
     table_dtype: str = "float32",
+    trained: Collection[str] | None = None,
     mesh: Mesh | None = None,
     layout: Layout = Layout(),  # noqa: B008 - a frozen value
 ) -> TrainState:
     """Returns shapes and dtypes of `init_state`, on a mesh with shardings; allocates nothing."""
-    init = _initializer(model, optimizer, average, table_dtype, mesh, layout)
+    init = _initializer(model, optimizer, average, table_dtype, trained, mesh, layout)
     shapes = jax.eval_shape(init, jax.random.key(0))
     if mesh is None:
         return shapes
@@ -112,6 +121,7 @@ def _initializer(
     optimizer: optax.GradientTransformation,
     average: bool,
     table_dtype: str,
+    trained: Collection[str] | None,
     mesh: Mesh | None,
     layout: Layout,
 ) -> Callable[[jax.Array], TrainState]:
@@ -126,11 +136,12 @@ def _initializer(
 
     def init(key: jax.Array) -> TrainState:
         params = jax.tree_util.tree_map_with_path(place, model.init(key))
-        copy = jax.tree.map(_copy, params) if average else {}
+        moving, _ = divide(params, trained)
+        copy = jax.tree.map(_copy, moving) if average else {}
         return TrainState(
             step=jnp.int32(0),
             params=params,
-            optimizer=with_float32_slots(optimizer).init(params),
+            optimizer=with_float32_slots(optimizer).init(moving),
             average=copy,
         )
 

@@ -6,7 +6,7 @@ runs alone, under `jax.shard_map` (with check_vma=False) and under `jax.pmap`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from jaxrec.optim import (
     take_touched,
     with_float32_slots,
 )
+from jaxrec.paths import divide, unite
 from jaxrec.sharding import AXIS_RULES, Layout
 from jaxrec.training.state import Step, StepMetrics, TrainState
 from jaxrec.training.tables import (
@@ -52,6 +53,7 @@ def make_step(
     accumulate: int = 1,
     average: float = 0.0,
     capacity: int = 0,
+    trained: Collection[str] | None = None,
     mesh: Mesh | None = None,
     layout: Layout = Layout(),  # noqa: B008 - a frozen value
 ) -> Step:
@@ -70,6 +72,7 @@ def make_step(
         accumulate=accumulate,
         average=average,
         capacity=capacity,
+        trained=trained,
         layout=layout,
     )
     if mesh is None or mesh.size == 1:
@@ -98,6 +101,7 @@ def make_replica_step(
     accumulate: int = 1,
     average: float = 0.0,
     capacity: int = 0,
+    trained: Collection[str] | None = None,
     layout: Layout = Layout(),  # noqa: B008 - a frozen value
 ) -> Step:
     """Returns the step as one device runs it: a plain function to jit, shard_map or pmap.
@@ -118,14 +122,21 @@ def make_replica_step(
       average: decay of the running average of the parameters; 0 keeps none.
       capacity: distinct rows of a table that a device's rows of a batch may touch; 0 allows for all
         of their ids.
+      trained: paths of the parameters that are trained, as `init_state` got them. The others have
+        neither gradients nor optimiser slots.
       layout: the axes that the step runs under. Each device gets its own rows of the batch, and its
         blocks of tables where they are split.
     """
     draw = make_draw(objective, seed=seed, accumulate=accumulate, layout=layout)
     update = make_update(
-        model, objective, optimizer, accumulate=accumulate, average=average, layout=layout
+        model,
+        objective,
+        optimizer,
+        accumulate=accumulate,
+        average=average,
+        trained=trained,
+        layout=layout,
     )
-
     tables = tables_of(model)
 
     def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
@@ -194,6 +205,7 @@ def make_update(
     *,
     accumulate: int,
     average: float,
+    trained: Collection[str] | None,
     layout: Layout,
 ) -> Callable[..., tuple[TrainState, jax.Array, jax.Array]]:
     """Returns `update(state, drawn, wanted, *, shares=True)`, the other half.
@@ -211,14 +223,20 @@ def make_update(
         lookups = find_rows(wanted, state.params, layout, shares=shares)
         touched = touched_rows(lookups)
         batch = renumber_ids(drawn.parts, wanted, lookups)
-        params = take_touched(state.params, touched)
+        params, fixed = divide(take_touched(state.params, touched), trained)
         slots = take_touched(state.optimizer, touched)
-        rows, send_back = jax.vjp(lambda p: fetch_rows(p, lookups, layout), params)
+
+        def fetch(params: Params) -> tuple[Params, Params]:
+            return divide(fetch_rows(unite(params, fixed), lookups, layout), trained)
+
+        rows, send_back, fixed_rows = jax.vjp(fetch, params, has_aux=True)
 
         def total_loss(arguments: Any, part: Batch, key: RowKey) -> tuple[jax.Array, jax.Array]:
-            catalogue = model.bind(arguments[1]) if split else None
+            # What is random about parameters is the same for all rows of the batch.
+            bound = model.bind(unite(arguments[0], fixed_rows), jax.random.fold_in(key.key, 1))
+            catalogue = model.bind(unite(arguments[1], fixed), None) if split else None
             where = dataclasses.replace(replica, axes=layout.axes, catalogue=catalogue)
-            return objective.loss(model.bind(arguments[0]), part, key, where)
+            return objective.loss(bound, part, key, where)
 
         arguments = (rows, params) if split else (rows,)
         sums, gradients = _gradients(total_loss, arguments, (batch, drawn.keys), accumulate)
@@ -232,10 +250,11 @@ def make_update(
         norm = global_norm(grads, layout)
         updates, slots = update_with_norm(grads, slots, params, global_norm=norm)
         rounded = _rounded(params, updates, drawn.rounding, layout)
-        params = put_touched(state.params, rounded, touched)
+        before, fixed = divide(state.params, trained)
+        params = put_touched(before, rounded, touched)
         new_state = TrainState(
             step=state.step + 1,
-            params=params,
+            params=unite(params, fixed),
             optimizer=put_touched(state.optimizer, slots, touched),
             average=_averaged(state, params, average),
         )

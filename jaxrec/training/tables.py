@@ -45,7 +45,7 @@ def tables_of(model: Functional) -> dict[str, TableUse]:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return {
         name: TableUse(fields, shapes[name]["table"].shape[0])
-        for name, fields in model.bind(shapes).tables.items()
+        for name, fields in model.tables.items()
     }
 
 
@@ -201,20 +201,22 @@ def fetch_rows(params: Params, lookups: dict[str, Lookup], layout: Layout) -> Pa
     Args:
       params: this device's touched rows, or blocks.
     """
-    travelling = {name: found for name, found in lookups.items() if found.place is not None}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    fetched = [leaf for _, leaf in leaves]
+    places = {name: found.place for name, found in lookups.items() if found.place is not None}
+    names = [table_of(path) or "" for path, _ in leaves]
+    travelling = [number for number, name in enumerate(names) if name in places]
     sent = [
-        params[name]["table"].at[found.place].get(mode="fill", fill_value=0)
-        for name, found in travelling.items()
+        fetched[number].at[places[names[number]]].get(mode="fill", fill_value=0)
+        for number in travelling
     ]
-    arrived = swap(sent, layout.table_axis or "")
-    fetched = dict(params)
-    for (name, found), rows in zip(travelling.items(), arrived, strict=True):
-        if found.back is None:
-            rows = jnp.moveaxis(rows, 0, 1).reshape(rows.shape[1], -1)
+    for number, rows in zip(travelling, swap(sent, layout.table_axis or ""), strict=True):
+        back = lookups[names[number]].back
+        if back is None:
+            fetched[number] = jnp.moveaxis(rows, 0, 1).reshape(rows.shape[1], -1)
         else:
-            rows = rows.reshape(-1, rows.shape[-1]).at[found.back].get(mode="clip")
-        fetched[name] = params[name] | {"table": rows}
-    return fetched
+            fetched[number] = rows.reshape(-1, rows.shape[-1]).at[back].get(mode="clip")
+    return jax.tree.unflatten(structure, fetched)
 
 
 def renumber_ids(batch: Batch, wanted: dict[str, Wanted], lookups: dict[str, Lookup]) -> Batch:
