@@ -317,7 +317,6 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
         if mesh.size > 1:
             where = {"mesh": mesh, "layout": layout}
     shapes = abstract_state(experiment.model, optimizer, **experiment.state_options, **where)
-    averaged, rest = divide(shapes.params, flatten(shapes.average))
 
     def choose(path: Any, leaf: Any) -> Any:
         return np.empty(leaf.shape, leaf.dtype) if table_of(path) in layout.on_host else leaf
@@ -325,14 +324,10 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
     def skip(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: SKIP, tree)
 
-    return jax.tree_util.tree_map_with_path(
-        choose,
-        dataclasses.replace(
-            shapes,
-            params=unite(rest, skip(averaged)),
-            optimizer=skip(shapes.optimizer),
-        ),
-        is_leaf=lambda leaf: leaf is SKIP,
+    shapes = jax.tree_util.tree_map_with_path(choose, shapes)
+    averaged, rest = divide(shapes.params, flatten(shapes.average))
+    return dataclasses.replace(
+        shapes, params=unite(rest, skip(averaged)), optimizer=skip(shapes.optimizer)
     )
 
 
