@@ -25,6 +25,8 @@ class Functional(NamedTuple):
       tables: by name of an embedding table, the batch fields that index it.
       layers: from input to output, the beginnings of the paths of each layer's parameters; empty
         when the module does not say.
+      frozen: paths of parameters that training leaves as they are, such as those of a trunk under
+        adapters.
     """
 
     init: Callable[[jax.Array], Params]
@@ -32,6 +34,7 @@ class Functional(NamedTuple):
     bind: Callable[..., Any]
     tables: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
     layers: tuple[tuple[str, ...], ...] = ()
+    frozen: frozenset[str] = frozenset()
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -86,6 +89,8 @@ def reparametrise(
     model: Functional,
     init: Callable[[jax.Array], Params],
     expand: Callable[[Params, jax.Array | None], Params],
+    *,
+    frozen: Iterable[str] = (),
 ) -> Functional:
     """Returns the model as a function of other parameters, such as adapters or codes.
 
@@ -94,12 +99,13 @@ def reparametrise(
       init: `init(key)` gives the new parameters.
       expand: `expand(params, key)` gives those of the model; the key is None in evaluation. It is
         part of every compiled call, so it should cost little beside the model.
+      frozen: paths of the new parameters that training leaves as they are.
     """
 
     def bind(params: Params, key: jax.Array | None = None) -> Any:
         return model.bind(expand(params, key))
 
-    return _of(init, bind, model.tables, model.layers)
+    return _of(init, bind, model.tables, model.layers)._replace(frozen=frozenset(frozen))
 
 
 def functional_of(config: Any) -> Functional:

@@ -83,13 +83,19 @@ class Experiment:
         Raises:
           UserError: when `training.trained` names what the model does not have.
         """
-        patterns = self.config.training.trained
-        if not patterns:
+        patterns, frozen = self.config.training.trained, self.model.frozen
+        if not patterns and not frozen:
             return None
         there = flatten(jax.eval_shape(self.model.init, jax.random.key(0)))
         named = {"head": self.catalogue}
         spelt = [path for pattern in patterns for path in named.get(pattern, (pattern,))]
-        return select(spelt, there, option="config.training.trained")
+        chosen = select(spelt or ["*"], there, option="config.training.trained") - frozen
+        if not chosen:
+            raise UserError(
+                f"config.training.trained={patterns} leaves nothing to train: the model holds all "
+                f"of it fixed. Name others, such as {min(there.keys() - frozen, default=None)!r}."
+            )
+        return chosen
 
     def plan(self, optimizer: optax.GradientTransformation, mesh: Mesh) -> Plan:
         """Returns where everything goes on these devices. Raises UserError when it does not fit."""
