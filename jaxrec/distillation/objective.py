@@ -30,10 +30,12 @@ class Distillation:
     candidates are compared with the teacher's (`jaxrec.losses.soft_labels`; arXiv 1503.02531, and
     for the best of a ranking alone arXiv 1809.07428, whose loss is another).
 
-    With `teacher` it runs in each step without gradients, on the batch that the student sees, whole
-    on every device. So it must be of the student's kind of data: what knows a user by a row of a
+    With `teacher` it runs in each step without gradients, whole on every device, on the batch that
+    the student sees. So it must be of the student's kind of data: what knows a user by a row of a
     table teaches such models. Without `teacher` the labels come with the batches, from files
-    (`jaxrec.data.Taught`), and any model may teach any other.
+    (`jaxrec.data.Taught`), and any model may teach any other. Files hold what the teacher says in
+    evaluation, and in a step it is shown the windows and positions of training; the two are the
+    same with `targets="last"` and the same `max_len`.
 
     Attributes:
       objective: the objective that is learned beside the teacher, such as `FullSoftmax()`.

@@ -62,9 +62,14 @@ def relational_distance(
 
     def distances(vectors: Array) -> jax.Array:
         vectors = jnp.asarray(vectors, jnp.float32)
-        products = jnp.dot(vectors, vectors.T, precision=jax.lax.Precision.HIGHEST)
-        lengths = jnp.diagonal(products)
-        squares = lengths[:, None] + lengths[None, :] - 2 * products
+
+        # Differences, as products cancel where vectors are near; some rows at a time, as all are
+        # N x N x D numbers.
+        @jax.checkpoint
+        def from_one(vector: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.square(vector[None] - vectors), axis=-1)
+
+        squares = jax.lax.map(from_one, vectors, batch_size=min(32, count))
         # The root has no derivative at 0.
         apart = pairs & (squares > 0)
         found = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)

@@ -1,8 +1,9 @@
 """Fixtures: a dataset, and trained runs that teach."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -64,3 +65,11 @@ def factors(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def config_of() -> Callable[..., ExperimentConfig]:
     return _run
+
+
+@pytest.fixture(autouse=True)
+def _compile_fast() -> Iterator[None]:
+    """Many tiny programs: the compiler does not optimise them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
