@@ -34,6 +34,8 @@ class Batch:
       positives: (B,) or (B, L) int32 item indices to predict: the item after the row, or the item
         after each position.
       negatives: int32 item indices that were not chosen: (N,) shared, or positives.shape + (N,).
+      candidates: positives.shape + (K,) int32 item indices that are scored whether chosen or not,
+        such as a teacher's best; 0 where there is none.
       where: positives.shape bool; False entries take no part in losses and metrics.
       labels: positives.shape float32 targets, such as ratings.
       weights: positives.shape float32 weights of examples.
@@ -45,6 +47,7 @@ class Batch:
     segments: Any = None
     positives: Any = None
     negatives: Any = None
+    candidates: Any = None
     where: Any = None
     labels: Any = None
     weights: Any = None

@@ -15,10 +15,14 @@ LAYERS = (
     ("ops", "data"),
     ("layers", "losses", "metrics", "optim", "sampling"),
     ("models", "objectives", "functional", "sharding"),
-    ("training", "evaluation", "finetuning", "compression", "export", "serving"),
+    (
+        *("training", "evaluation", "finetuning", "compression", "distillation"),
+        *("export", "serving"),
+    ),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
+DRAWN |= {("distillation", "training"), ("distillation", "evaluation")}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark"}
 # What a part knows nothing of; data has no device code.

@@ -8,6 +8,7 @@ from jaxrec.data.prepare import build, prepare
 from jaxrec.data.recipe import Recipe
 from jaxrec.data.report import format_report
 from jaxrec.data.synthetic import synthetic
+from jaxrec.data.taught import Taught
 
 __all__ = [
     "TEST",
@@ -18,6 +19,7 @@ __all__ = [
     "PairData",
     "Recipe",
     "SequenceData",
+    "Taught",
     "build",
     "fetch",
     "format_report",

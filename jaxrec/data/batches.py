@@ -86,9 +86,17 @@ class SequenceBatches:
         Args:
           rows: [start, stop) of the batch; None means all of it. Rows in parts equal the whole.
         """
+        return self.located(step, rows)[0]
+
+    def located(self, step: int, rows: slice | None = None) -> tuple[Batch, np.ndarray]:
+        """Returns the batch, and the number of the event that each target is.
+
+        Numbers are positives.shape int64 and count as `TrainingEvents.starts` does; 0 where
+        `batch.where` is False.
+        """
         return self._batch(*divmod(step, self.steps_per_epoch), rows)
 
-    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
         raise AssertionError("defined by each layout")
 
 
@@ -119,7 +127,7 @@ class PrefixBatches(SequenceBatches):
     def steps_per_epoch(self) -> int:
         return sum(bucket.steps for bucket in self.buckets)
 
-    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
         place = int(permute(np.array(index), self.steps_per_epoch, self.seed, epoch, 0))
         number = 0
         while place >= self.buckets[number].steps:
@@ -133,11 +141,12 @@ class PrefixBatches(SequenceBatches):
         events = starts + positions + shorter + 1
         columns = events[:, None] + np.arange(-width, 0)
         inside = (columns >= starts[:, None]) & where[:, None]
-        return Batch(
+        batch = Batch(
             history=self.events.items_at(columns, inside),
             positives=self.events.items_at(events, where),
             where=where,
         )
+        return batch, np.where(where, events, 0)
 
 
 class WindowBatches(SequenceBatches):
@@ -147,7 +156,7 @@ class WindowBatches(SequenceBatches):
     def steps_per_epoch(self) -> int:
         return -(-len(self.users) // self.batch_size)
 
-    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
         numbers, total = row_numbers(index, self.batch_size, rows), len(self.users)
         real = numbers < total
         users = self.users[permute(numbers.clip(max=total - 1), total, self.seed, epoch)]
@@ -156,7 +165,8 @@ class WindowBatches(SequenceBatches):
         columns = columns + np.arange(-self.config.max_len - 1, 0)
         items = self.events.items_at(columns, (columns >= starts) & real[:, None])
         history, where = items[:, :-1], items[:, :-1] > 0
-        return Batch(history=history, positives=np.where(where, items[:, 1:], 0), where=where)
+        batch = Batch(history=history, positives=np.where(where, items[:, 1:], 0), where=where)
+        return batch, np.where(where, columns[:, 1:], 0)
 
 
 class _Packing(NamedTuple):
@@ -192,7 +202,7 @@ class PackedBatches(SequenceBatches):
     def steps_per_epoch(self) -> int:
         return self.steps
 
-    def _batch(self, epoch: int, index: int, rows: slice | None) -> Batch:
+    def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
         begins, lengths, bounds = self._packing(epoch)
         from_row, to_row = ((index + i) * (len(bounds) - 1) // self.steps for i in range(2))
         numbers = (from_row + row_numbers(0, self.batch_size, rows)).clip(max=to_row)
@@ -211,10 +221,14 @@ class PackedBatches(SequenceBatches):
         flat = np.repeat(row * self.row_len + place - before, size) + order
         shape = (len(numbers), self.row_len)
         history, positives, segments = (np.zeros(shape, np.int32) for _ in range(3))
+        events = np.zeros(shape, np.int64)
         history.reshape(-1)[flat] = self.events.items_at(event)
         positives.reshape(-1)[flat] = self.events.items_at(event + 1)
         segments.reshape(-1)[flat] = np.repeat(window - first[row] + 1, size)
-        return Batch(history=history, positives=positives, segments=segments, where=segments > 0)
+        events.reshape(-1)[flat] = event + 1
+        where = segments > 0
+        batch = Batch(history=history, positives=positives, segments=segments, where=where)
+        return batch, events
 
     def _packing(self, epoch: int) -> _Packing:
         held = self.held

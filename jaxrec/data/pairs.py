@@ -45,15 +45,20 @@ class PairBatches:
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Returns the batch of a global step, counted from 0, or some of its rows."""
+        return self.located(step, rows)[0]
+
+    def located(self, step: int, rows: slice | None = None) -> tuple[Batch, np.ndarray]:
+        """Returns the batch, and (B,) int64 which event each example is; see `TrainingEvents`."""
         epoch, index = divmod(step, self.steps_per_epoch)
         numbers, total = row_numbers(index, self.batch_size, rows), int(self.ends[-1])
         where = numbers < total
         numbers = permute(numbers.clip(max=total - 1), total, self.seed, epoch)
         users, positions = locate(self.ends, numbers)
         events = self.events.starts[users] + positions
-        return Batch(
+        batch = Batch(
             users=np.where(where, users, 0).astype(np.int32),
             positives=self.events.items_at(events, where),
             labels=self.events.labels_at(events, where),
             where=where,
         )
+        return batch, np.where(where, events, 0)

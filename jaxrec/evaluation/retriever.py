@@ -41,12 +41,16 @@ class RetrieverRecommender:
 
     def recommend(self, requests: Requests, k: int, *, mask_seen: bool) -> np.ndarray:
         """Returns (U, k) int32 item indices, best first, 0 where there is none."""
+        return self.rank(requests, k, mask_seen=mask_seen)[1]
+
+    def rank(self, requests: Requests, k: int, *, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (U, k) float32 scores, -inf where there is no item, and what `recommend` does."""
         best, first = None, 0
         for block in self.item_blocks():
             found = self._best_of_block(requests, jnp.asarray(block), first, k, mask_seen)
             best, first = found if best is None else _merge(best, found), first + block.shape[0]
         assert best is not None, "a catalogue has at least one block"
-        return best[1]
+        return best
 
     def _best_of_block(
         self, requests: Requests, items: jax.Array, first: int, k: int, mask_seen: bool

@@ -20,7 +20,10 @@ class Retriever(Protocol):
 
     @property
     def tables(self) -> dict[str, tuple[str, ...]]:
-        """Table name to the batch fields that index it. Table t is the parameter t/table."""
+        """Table name to the batch fields that index it. Table t is the parameter t/table.
+
+        What `batch.negatives` index, `batch.candidates` index too, without being named.
+        """
         ...
 
     def user_vectors(self, batch: Batch, *, key: Key | None = None) -> jax.Array:

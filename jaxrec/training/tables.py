@@ -44,7 +44,10 @@ def tables_of(model: Functional) -> dict[str, TableUse]:
     """Returns the tables of a model by name."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return {
-        name: TableUse(fields, shapes[name]["table"].shape[0])
+        name: TableUse(
+            (*fields, "candidates") if "negatives" in fields else tuple(fields),
+            shapes[name]["table"].shape[0],
+        )
         for name, fields in model.tables.items()
     }
 

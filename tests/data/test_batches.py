@@ -1,5 +1,6 @@
 """Training batches of every layout against loops over users."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data import TRAIN, Dataset, PairData, SequenceData
+from jaxrec.data.training_events import training_events
 from jaxrec.typing import Batch, UserError
 
 
@@ -284,3 +286,28 @@ def test_requests_show_what_each_kind_of_model_looks_at() -> None:
     pairs = PairData().requests(users, histories)
     np.testing.assert_array_equal(pairs.users, users)
     assert pairs.history is None
+
+
+@pytest.mark.parametrize("config", ALL, ids=NAMES)
+@pytest.mark.parametrize("kept", ["leading", "scattered"])
+def test_located_batches_say_which_event_each_target_is(
+    config: Any, kept: str, dataset: Dataset
+) -> None:
+    if kept == "scattered":
+        split = np.where(np.arange(len(dataset.items)) % 4 == 1, 2, 0).astype(np.uint8)
+        dataset = dataclasses.replace(dataset, split=split)
+    events, seen = training_events(dataset), []
+    batches = config.batches(dataset, 4, seed=0)
+    for step in range(batches.steps_per_epoch):
+        batch, numbers = batches.located(step)
+        assert numbers.shape == batch.positives.shape
+        assert (numbers[~batch.where] == 0).all()
+        chosen = numbers[batch.where]
+        np.testing.assert_array_equal(events.items[chosen], batch.positives[batch.where])
+        users = np.searchsorted(events.starts, chosen, side="right") - 1
+        assert (chosen - events.starts[users] < events.counts[users]).all()
+        seen += chosen.tolist()
+    assert len(seen) == len(set(seen))
+    if getattr(config, "targets", "") != "all":  # which leaves out what is older than a window
+        first = int(not isinstance(config, PairData))
+        assert len(seen) == (events.counts - first).clip(0).sum()

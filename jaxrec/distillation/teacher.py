@@ -1,0 +1,52 @@
+"""A trained run as a teacher."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec import config as configs
+from jaxrec.data.dataset import Dataset
+from jaxrec.functional import Functional, functional_of
+from jaxrec.sharding import mesh_of, replicate
+from jaxrec.training import load_trained
+from jaxrec.typing import Batch, Params, UserError
+
+
+def teacher_params(workdir: str, dataset: Dataset) -> Params:
+    """Returns the best parameters of a run as NumPy arrays, without rows that fill up blocks.
+
+    Raises:
+      UserError: when there is no such run, or its vocabularies are not those of the dataset.
+    """
+    try:
+        experiment, params, _ = load_trained(workdir, dataset)
+    except UserError as error:
+        raise UserError(
+            f"the teacher {workdir} cannot teach on this dataset: {error} A teacher and its "
+            "student must have the same vocabularies, as labels are items."
+        ) from None
+    mesh = mesh_of(params)
+    if mesh is not None:
+        params = replicate(params, mesh)
+    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
+
+    def fetch(leaf: Any, shape: Any) -> np.ndarray:
+        return np.asarray(leaf)[: shape.shape[0]] if shape.ndim else np.asarray(leaf)
+
+    return jax.tree.map(fetch, params, shapes)
+
+
+def teacher_model(workdir: str) -> tuple[Functional, frozenset[str]]:
+    """Returns the model of a run, and the batch fields that it recommends from."""
+    config = configs.load(Path(workdir) / "config.json")
+    return functional_of(config.model), fields_read(config.data)
+
+
+def fields_read(data: Any) -> frozenset[str]:
+    """Returns the batch fields that models of a data config are shown."""
+    shown: Batch = data.requests(np.zeros(1, np.int32), np.zeros((1, 1), np.int32))
+    names = [field.name for field in dataclasses.fields(shown)]
+    return frozenset(name for name in names if getattr(shown, name) is not None)
