@@ -166,8 +166,8 @@ class Experiment:
 
     def _item_blocks(self, params: Params) -> Iterator[jax.Array]:
         mesh, on_host = mesh_of(params), host_tables(params)
-        (name,) = self.catalogue
-        if name not in on_host:
+        name = next((name for name in self.catalogue if name in on_host), None)
+        if name is None:
             params = Slices({}, {}).take(params)
             yield self._jitted("item_vectors", mesh, self._split_items(params, mesh))(params)
             return
@@ -230,6 +230,8 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
       UserError: names what differs.
     """
     here = describe_checkpoint(experiment)
+    # Fields that came after the checkpoint was written have their defaults.
+    config = configs.to_dict(configs.from_dict(saved["config"]))
     parts = ["model"]
     if resume:
         # What may change between two halves of a run: its length, its rhythm, its measurement.
@@ -237,7 +239,7 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
         parts += ["training.average", "training.accumulate", "training.table_dtype"]
         parts += ["training.trained"]
     for part in parts:
-        old, new = _at(saved["config"], part), _at(here["config"], part)
+        old, new = _at(config, part), _at(here["config"], part)
         for path, was, now in _differences(part, old, new):
             raise UserError(
                 f"the checkpoint was written with config.{path}={was!r} and the config has {now!r}."
