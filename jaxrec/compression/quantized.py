@@ -131,7 +131,9 @@ class QuantizationAware:
         stored = {path: _of(config, inner, path, leaf) for path, leaf in _shapes(inner).items()}
 
         def expand(params: Params, key: jax.Array | None) -> Params:
-            return nest({path: stored[path].imitate(leaf) for path, leaf in flatten(params).items()})
+            return nest(
+                {path: stored[path].imitate(leaf) for path, leaf in flatten(params).items()}
+            )
 
         return reparametrise(inner, inner.init, expand)
 
