@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
-    *("config", "data", "evaluation", "layers", "losses", "metrics", "models"),
+    *("compression", "config", "data", "evaluation", "layers", "losses", "metrics", "models"),
     *("objectives", "ops", "optim", "sampling", "training", "typing"),
 )
 
