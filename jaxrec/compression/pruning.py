@@ -1,5 +1,4 @@
-"""Structured pruning, after which arrays are smaller, and magnitude pruning, after which they hold
-zeros.
+"""Pruning: structured, which makes arrays smaller, and by magnitude, which fills them with zeros.
 
 A model config says what the axes of its parameters count (`jaxrec.models.axes`). Pruning chooses
 which units of an axis stay and slices every array that has the axis.
@@ -17,13 +16,7 @@ import numpy as np
 from jaxrec.data.dataset import Dataset
 from jaxrec.models.axes import Axes
 from jaxrec.paths import flatten, nest
-from jaxrec.training import (
-    Experiment,
-    ExperimentConfig,
-    TrainState,
-    load_trained,
-    train,
-)
+from jaxrec.training import Experiment, ExperimentConfig, TrainState, load_trained, train
 from jaxrec.typing import Params, UserError
 
 
@@ -143,7 +136,7 @@ def _sliced(params: Params, axes: Axes, kept: Mapping[str, np.ndarray]) -> Param
 
 
 def _gradients(experiment: Experiment, params: Params, batches: int) -> Iterator[Params]:
-    """Gives the gradient of the experiment's loss, without dropout, on each of its first batches."""
+    """Gives the gradient of the loss, without dropout, on each of the first batches."""
     config, model = experiment.config, experiment.model
     objective, seed = config.objective, config.training.seed
     stream = config.data.batches(experiment.dataset, config.training.batch_size, seed)

@@ -8,7 +8,7 @@ What differs from the textbook:
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,8 @@ class Config:
     def narrowed(self, **counts: int) -> "Config":
         """Returns the config with other widths; heads keep the width that they have."""
         head_dim = self.head_dim or self.dim // self.num_heads
-        return dataclasses.replace(self, head_dim=head_dim, **counts)
+        widths: dict[str, Any] = {"head_dim": head_dim, **counts}
+        return dataclasses.replace(self, **widths)
 
 
 def _below(path: str, axes: Axes) -> Axes:

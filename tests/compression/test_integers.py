@@ -70,7 +70,9 @@ def test_no_value_is_off_by_more_than_half_a_scale(bits: int, group: int) -> Non
 @pytest.mark.parametrize("bits", [8, 4])
 def test_zero_constant_and_extreme_rows(bits: int) -> None:
     huge = 3e38
-    x = np.float32([[0, 0, 0], [5, 5, 5], [-2, -2, -2], [huge, -huge, 0], [1e-38, 0, -1e-45]])
+    x = np.array(
+        [[0, 0, 0], [5, 5, 5], [-2, -2, -2], [huge, -huge, 0], [1e-38, 0, -1e-45]], np.float32
+    )
     codes, scale = quantize_rows(x, bits)
     back = np.asarray(dequantize_rows(codes, scale), np.float64)
     assert (np.abs(back - x) <= np.asarray(scale, np.float64) / 2 + 2.0**-100).all()
@@ -82,9 +84,9 @@ def test_zero_constant_and_extreme_rows(bits: int) -> None:
 
 
 def test_what_needs_no_more_bits_stays_as_it_is() -> None:
-    x = np.float32([[127, -127, 1, 0, 64], [254, -2, 4, 0, 126]])  # scales 1 and 2
+    x = np.array([[127, -127, 1, 0, 64], [254, -2, 4, 0, 126]], np.float32)  # scales 1 and 2
     np.testing.assert_array_equal(dequantize_rows(*quantize_rows(x, 8)), x)
-    x = np.float32([[7, -7, 1, 0, 3], [14, -2, 4, 0, -6]])
+    x = np.array([[7, -7, 1, 0, 3], [14, -2, 4, 0, -6]], np.float32)
     np.testing.assert_array_equal(dequantize_rows(*quantize_rows(x, 4)), x)
 
 
