@@ -21,8 +21,10 @@ LAYERS = (
     ),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+# Parts that work on finished runs: they train, and measure what came of it.
+ON_RUNS = ("compression", "distillation", "finetuning")
 DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
-DRAWN |= {("distillation", "training"), ("distillation", "evaluation")}
+DRAWN |= {(part, below) for part in ON_RUNS for below in ("training", "evaluation")}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark"}
 # What a part knows nothing of; data has no device code.

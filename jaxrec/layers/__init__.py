@@ -2,10 +2,11 @@
 
 from jaxrec.layers.attention import SelfAttention, causal_mask, rotary
 from jaxrec.layers.dropout import dropout, split_key
-from jaxrec.layers.embedding import Embedding, Table
+from jaxrec.layers.embedding import CodedTable, Embedding, Table
 from jaxrec.layers.feedforward import FeedForward, SwiGLU
 
 __all__ = [
+    "CodedTable",
     "Embedding",
     "FeedForward",
     "SelfAttention",

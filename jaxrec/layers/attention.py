@@ -102,20 +102,32 @@ class SelfAttention(nnx.Module):
     """Multi-head self-attention (arXiv 1706.03762) with one projection for queries, keys, values.
 
     Args:
-      dim: width of input and output; a multiple of num_heads.
+      dim: width of input and output.
       num_heads: number of heads.
+      head_dim: width of a head; 0 is dim / num_heads.
       dropout_rate: rate on the attention weights.
       dtype: dtype of the matrix products; the softmax is in float32.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, dropout_rate: float, dtype: DTypeLike, rngs: nnx.Rngs
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        head_dim: int = 0,
+        dropout_rate: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        if dim % num_heads:
-            raise UserError(f"dim={dim} must be a multiple of num_heads={num_heads}.")
-        self.num_heads, self.dropout_rate = num_heads, dropout_rate
-        self.project_in = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        self.project_out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        if not head_dim and dim % num_heads:
+            raise UserError(
+                f"dim={dim} must be a multiple of num_heads={num_heads}, or head_dim be set."
+            )
+        self.num_heads, self.head_dim = num_heads, head_dim or dim // num_heads
+        self.dropout_rate = dropout_rate
+        inner = self.num_heads * self.head_dim
+        self.project_in = nnx.Linear(dim, 3 * inner, dtype=dtype, rngs=rngs)
+        self.project_out = nnx.Linear(inner, dim, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -129,8 +141,8 @@ class SelfAttention(nnx.Module):
 
         `positions` (B, L) turns on rotary positions.
         """
-        batch, length, dim = x.shape
-        qkv = self.project_in(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
+        batch, length, _ = x.shape
+        qkv = self.project_in(x).reshape(batch, length, 3, self.num_heads, self.head_dim)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if positions is not None:
             q, k = rotary(q, positions), rotary(k, positions)
@@ -139,4 +151,4 @@ class SelfAttention(nnx.Module):
             mixed = attend_fused(q, k, v, mask)
         else:
             mixed = attend(q, k, v, mask, dropout_rate=self.dropout_rate, key=key)
-        return self.project_out(mixed.reshape(batch, length, dim))
+        return self.project_out(mixed.reshape(batch, length, -1))

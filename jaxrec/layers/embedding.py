@@ -1,5 +1,7 @@
 """Embedding tables: parameters of their own kind, so that optimisers and meshes can find them."""
 
+from typing import Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,19 @@ from jaxrec.typing import Array, UserError
 
 class Table(nnx.Param[jax.Array]):
     """A parameter whose rows are looked up by index. Row 0 belongs to padding."""
+
+
+@runtime_checkable
+class CodedTable(Protocol):
+    """A table that is stored as codes; it may stand where a table's array does. A pytree."""
+
+    def rows(self, ids: Array) -> jax.Array:
+        """Returns vectors of shape ids.shape + (dim,); decodes these rows alone."""
+        ...
+
+    def whole(self) -> jax.Array:
+        """Returns all rows, (num_rows + 1, dim)."""
+        ...
 
 
 class Embedding(nnx.Module):
@@ -34,7 +49,9 @@ class Embedding(nnx.Module):
         Those of a bfloat16 table are widened to float32, so that the gradients of an id that comes
         many times add up in float32.
         """
-        table = self.table[...]
+        table = self.table.get_value()
+        if isinstance(table, CodedTable):
+            return table.whole() if ids is None else table.rows(ids)
         if table.dtype == jnp.bfloat16:
             # Before the lookup, for the gradient's sake. Compiled, it widens the rows asked for.
             table = table.astype(jnp.float32)

@@ -4,10 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxrec.data.dataset import Manifest
 from jaxrec.layers import Embedding
+from jaxrec.models.axes import Axes, Axis
 from jaxrec.models.fit import fit_count
 from jaxrec.ops.keys import Key
 from jaxrec.typing import Array, Batch
@@ -43,6 +45,21 @@ class Config:
     def build(self, rngs: nnx.Rngs) -> "MatrixFactorization":
         """Returns the module."""
         return MatrixFactorization(self, rngs=rngs)
+
+    @property
+    def widths(self) -> dict[str, tuple[str, ...]]:
+        """See `jaxrec.models.axes.Narrowable`."""
+        return {"dim": ("dim",)}
+
+    @property
+    def axes(self) -> Axes:
+        """See `jaxrec.models.axes.Narrowable`. The bias, in the last column, always stays."""
+        dim = Axis("dim", np.append(np.arange(self.dim), -1))
+        return {"users/table": (None, dim), "items/table": (None, dim)}
+
+    def narrowed(self, **counts: int) -> "Config":
+        """Returns the config with another width."""
+        return dataclasses.replace(self, **counts)
 
 
 class MatrixFactorization(nnx.Module):

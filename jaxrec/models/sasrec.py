@@ -8,10 +8,11 @@ What differs from the textbook:
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -25,6 +26,7 @@ from jaxrec.layers import (
     dropout,
     split_key,
 )
+from jaxrec.models.axes import Axes, Axis
 from jaxrec.models.fit import fit_count
 from jaxrec.ops.keys import Key
 from jaxrec.typing import Array, Batch
@@ -39,6 +41,7 @@ class Config:
       max_len: longest history that the learned positions cover.
       dim: width of item vectors and of the transformer.
       num_blocks, num_heads: depth, and attention heads a block.
+      head_dim: width of a head; 0 is dim / num_heads.
       hidden: width inside the feed-forward layers.
       block: "post_norm" (arXiv 1706.03762, as in BERT4Rec and BSARec), "pre_norm" (as in SASRec,
         arXiv 1808.09781) or "ligr": pre-norm RMSNorm blocks whose branches are gated by
@@ -61,6 +64,7 @@ class Config:
     dim: int = 64
     num_blocks: int = 2
     num_heads: int = 2
+    head_dim: int = 0
     hidden: int = 256
     block: Literal["post_norm", "pre_norm", "ligr"] = "pre_norm"
     activation: Literal["relu", "gelu"] = "gelu"
@@ -81,6 +85,55 @@ class Config:
     def build(self, rngs: nnx.Rngs) -> "SASRec":
         """Returns the module."""
         return SASRec(self, rngs=rngs)
+
+    @property
+    def widths(self) -> dict[str, tuple[str, ...]]:
+        """See `jaxrec.models.axes.Narrowable`."""
+        blocks = range(self.num_blocks)
+        heads, hidden = (tuple(f"blocks/{i}/{x}" for i in blocks) for x in ("heads", "hidden"))
+        return {"dim": ("dim",), "num_heads": heads, "hidden": hidden}
+
+    @property
+    def axes(self) -> Axes:
+        """See `jaxrec.models.axes.Narrowable`. Positions of q, k and v go with their head."""
+        dim, each = Axis("dim", np.arange(self.dim)), np.arange(self.hidden)
+        head_dim = self.head_dim or self.dim // self.num_heads
+        of_head = np.repeat(np.arange(self.num_heads), head_dim)
+        norm: Axes = {"scale": (dim,)}
+        norm |= {} if self.block == "ligr" else {"bias": (dim,)}
+        axes: Axes = {"items/table": (None, dim)}
+        axes |= {} if self.tied else {"outputs/table": (None, dim)}
+        axes |= {"positions": (None, dim)} if self.positions == "learned" else {}
+        outer = "input_norm" if self.block == "post_norm" else "output_norm"
+        axes |= _below(outer, norm)
+        for i in range(self.num_blocks):
+            heads = Axis(f"blocks/{i}/heads", of_head)
+            qkv = heads._replace(units=np.tile(of_head, 3))
+            hidden = Axis(f"blocks/{i}/hidden", each)
+            block = _below("attention/project_in", {"kernel": (dim, qkv), "bias": (qkv,)})
+            block |= _below("attention/project_out", {"kernel": (heads, dim), "bias": (dim,)})
+            block |= _below("attention_norm", norm) | _below("feed_forward_norm", norm)
+            if self.block == "ligr":
+                gated = hidden._replace(units=np.tile(each, 2))
+                block |= {"feed_forward/up/kernel": (dim, gated)}
+                block |= {"feed_forward/down/kernel": (hidden, dim)}
+                for gate in ("attention_gate", "feed_forward_gate"):
+                    block |= _below(gate, {"kernel": (dim, dim), "bias": (dim,)})
+            else:
+                block |= _below("feed_forward/up", {"kernel": (dim, hidden), "bias": (hidden,)})
+                block |= _below("feed_forward/down", {"kernel": (hidden, dim), "bias": (dim,)})
+            axes |= _below(f"blocks/{i}", block)
+        return axes
+
+    def narrowed(self, **counts: int) -> "Config":
+        """Returns the config with other widths; heads keep the width that they have."""
+        head_dim = self.head_dim or self.dim // self.num_heads
+        widths: dict[str, Any] = {"head_dim": head_dim, **counts}
+        return dataclasses.replace(self, **widths)
+
+
+def _below(path: str, axes: Axes) -> Axes:
+    return {f"{path}/{name}": value for name, value in axes.items()}
 
 
 class SASRec(nnx.Module):
@@ -163,7 +216,12 @@ class Block(nnx.Module):
         self.attention_norm = norm(dim, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = norm(dim, dtype=dtype, rngs=rngs)
         self.attention = SelfAttention(
-            dim, config.num_heads, dropout_rate=config.attention_dropout, dtype=dtype, rngs=rngs
+            dim,
+            config.num_heads,
+            head_dim=config.head_dim,
+            dropout_rate=config.attention_dropout,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.feed_forward: FeedForward | SwiGLU
         if config.block == "ligr":

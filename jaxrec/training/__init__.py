@@ -1,7 +1,7 @@
 """Training: configs of experiments, the step, the loop and its checkpoints."""
 
 from jaxrec.training.config import ExperimentConfig, TrainingConfig
-from jaxrec.training.experiment import Experiment, load_trained
+from jaxrec.training.experiment import Experiment, load_trained, save_trained
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first, join, leave
 from jaxrec.training.state import StepMetrics, TrainState, init_state
@@ -20,5 +20,6 @@ __all__ = [
     "load_trained",
     "make_replica_step",
     "make_step",
+    "save_trained",
     "train",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,8 @@ class Experiment:
 
     def _item_blocks(self, params: Params) -> Iterator[jax.Array]:
         mesh, on_host = mesh_of(params), host_tables(params)
-        (name,) = self.catalogue
-        if name not in on_host:
+        name = next((name for name in self.catalogue if name in on_host), None)
+        if name is None:
             params = Slices({}, {}).take(params)
             yield self._jitted("item_vectors", mesh, self._split_items(params, mesh))(params)
             return
@@ -236,14 +237,21 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
       UserError: names what differs.
     """
     here = describe_checkpoint(experiment)
+    # Fields that came after the checkpoint was written have their defaults.
+    config = configs.to_dict(configs.from_dict(saved["config"]))
     parts = ["model"]
+    if resume and saved.get("model_alone"):
+        raise UserError(
+            "the workdir holds a model without the state of its training, which cannot go on. "
+            "Train in another --workdir."
+        )
     if resume:
         # What may change between two halves of a run: its length, its rhythm, its measurement.
         parts += ["data", "objective", "optimizer", "training.seed", "training.batch_size"]
         parts += ["training.average", "training.accumulate", "training.table_dtype"]
         parts += ["training.trained"]
     for part in parts:
-        old, new = _at(saved["config"], part), _at(here["config"], part)
+        old, new = _at(config, part), _at(here["config"], part)
         for path, was, now in _differences(part, old, new):
             raise UserError(
                 f"the checkpoint was written with config.{path}={was!r} and the config has {now!r}."
@@ -300,9 +308,52 @@ def load_trained(
             step = best if best in steps else steps[-1]
         elif step not in steps:
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
-        check_same(checkpoints.meta(step), experiment, resume=False)
-        state = checkpoints.restore(step, _parameters_alone(experiment))
+        meta = checkpoints.meta(step)
+        check_same(meta, experiment, resume=False)
+        wanted = _parameters_alone(experiment)
+        if meta.get("model_alone"):
+            wanted = dataclasses.replace(wanted, optimizer={})
+        state = checkpoints.restore(step, wanted)
     return experiment, state.used, step
+
+
+def save_trained(
+    experiment: Experiment,
+    params: Params,
+    workdir: str | Path,
+    *,
+    data: str | Path | None = None,
+    step: int = 0,
+) -> None:
+    """Writes a workdir that `load_trained` opens, of parameters without the state of a training.
+
+    Args:
+      experiment: what the parameters belong to.
+      params: as `experiment.model` takes them.
+      workdir: made when absent; must hold no checkpoint.
+      data: where the dataset is, for scripts to find it.
+      step: of the checkpoint.
+
+    Raises:
+      UserError: when the workdir holds a checkpoint, or cannot be written.
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Nothing is averaged any more, and each parameter has the dtype that it has.
+    training = dataclasses.replace(experiment.config.training, average=0.0, trained=())
+    config = dataclasses.replace(experiment.config, training=training)
+    saved = dataclasses.replace(experiment, config=config)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.steps():
+            raise UserError(f"{workdir} holds a run already. Choose another directory.")
+        configs.save(config, workdir / "config.json")
+        if data is not None:
+            where = {"data": str(Path(data).absolute())}
+            configs.write_whole(workdir / "run.json", json.dumps(where) + "\n")
+        state = TrainState(step=jax.numpy.int32(step), params=params, optimizer={}, average={})
+        meta = describe_checkpoint(saved) | {"model_alone": True, "best_step": step}
+        checkpoints.save(step, state, meta, best=step)
+        checkpoints.wait()
 
 
 def _parameters_alone(experiment: Experiment) -> TrainState:
