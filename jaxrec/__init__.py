@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
-    *("config", "data", "evaluation", "layers", "losses", "metrics", "models"),
-    *("objectives", "ops", "optim", "sampling", "training", "typing"),
+    *("config", "data", "evaluation", "finetuning", "layers", "losses", "metrics"),
+    *("models", "objectives", "ops", "optim", "sampling", "training", "typing"),
 )
 
 __all__ = ["Functional", "functional"]

@@ -18,7 +18,10 @@ LAYERS = (
     ("training", "evaluation", "finetuning", "compression", "export", "serving"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
+DRAWN = {
+    *(("config", "typing"), ("paths", "typing"), ("training", "evaluation")),
+    *(("finetuning", "training"), ("finetuning", "evaluation")),
+}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark"}
 # What a part knows nothing of; data has no device code.

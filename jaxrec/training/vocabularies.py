@@ -90,3 +90,13 @@ def distinct_ids(vocabulary: pd.DataFrame, where: str) -> pd.Index:
             "Ids are compared as text, so that 1 and '1' are the same. Prepare the dataset again."
         )
     return ids
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        frame.to_parquet(partial, index=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
