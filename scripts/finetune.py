@@ -7,18 +7,13 @@ Rows of tables and their optimiser slots move by original id. Run again, it goes
 off. A model that ends significantly worse than its source is refused.
 """
 
-from typing import Literal, cast, get_args
-
 from _config import load_config, take_overrides
 from _main import run
 from absl import flags
 
 from jaxrec.config import override_all
-from jaxrec.data.recipe import choose
 from jaxrec.finetuning import Growth, append_once, finetune, source_config
 from jaxrec.typing import UserError
-
-type NewRows = Literal["content", "neighbours", "mean", "random"]
 
 _DEFAULTS = Growth()
 
@@ -30,8 +25,9 @@ flags.DEFINE_string("data", None, "Dataset directory that scripts/prepare.py mad
 flags.DEFINE_multi_string(
     "append",
     [],
-    "Events to add to --data before training, as scripts/prepare.py --append does; may be repeated. "
-    "A file that was appended already is left out, so that the command can be given again.",
+    "Events to add to --data before training, as scripts/prepare.py --append does; may be "
+    "repeated. A file that was appended already is left out, so that the command can be given "
+    "again.",
 )
 flags.DEFINE_string("workdir", None, "Directory of the new run.")
 flags.DEFINE_string(
@@ -69,7 +65,7 @@ def main() -> None:
             "say what to start from, what to train on and where to put the run: --source=DIR "
             "--data=DIR --workdir=DIR."
         )
-    choose("new_rows", FLAGS.new_rows, get_args(NewRows.__value__))
+    growth = Growth(new_rows=FLAGS.new_rows, keep_slots=FLAGS.keep_slots)
     if FLAGS.config:
         config = load_config(FLAGS.config, OVERRIDES)
     else:
@@ -78,7 +74,6 @@ def main() -> None:
         appended = append_once(FLAGS.append, FLAGS.data)
         if not FLAGS.quiet:
             print("appended:", ", ".join(map(str, appended)) or "nothing, it was there already")
-    growth = Growth(new_rows=cast(NewRows, FLAGS.new_rows), keep_slots=FLAGS.keep_slots)
     result = finetune(
         FLAGS.source,
         FLAGS.data,

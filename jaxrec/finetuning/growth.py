@@ -13,7 +13,7 @@ those of a special token, stay behind it in their order.
 import dataclasses
 import zlib
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import pandas as pd
 from scipy import sparse
 
 from jaxrec.data.dataset import Dataset
+from jaxrec.data.recipe import choose
 from jaxrec.finetuning.rows import by_content, by_neighbours, deviation, mixed
 from jaxrec.finetuning.source import Source, slot_names, with_slots
 from jaxrec.optim import table_of
@@ -33,6 +34,8 @@ from jaxrec.training.vocabularies import distinct_ids
 from jaxrec.typing import UserError
 
 _ROWS = 1 << 20  # rows of a table that are copied together
+
+type NewRows = Literal["content", "neighbours", "mean", "random"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class Growth:
       seed: of the noise.
     """
 
-    new_rows: Literal["content", "neighbours", "mean", "random"] = "neighbours"
+    new_rows: NewRows = "neighbours"
     keep_slots: bool = True
     nearest: int = 10
     window: int = 3
@@ -62,6 +65,7 @@ class Growth:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        choose("new_rows", self.new_rows, get_args(NewRows.__value__))
         if min(self.nearest, self.window) < 1 or self.noise < 0 or self.seed < 0:
             raise UserError(
                 "growth wants nearest and window from 1, noise and seed from 0; got "

@@ -202,7 +202,7 @@ def mean_row(table: np.ndarray) -> np.ndarray:
 
 
 def deviation(table: np.ndarray) -> float:
-    """Returns the standard deviation of the elements of all rows but row 0 around their mean row."""
+    """Returns the standard deviation of the rows but row 0 around their mean, over all elements."""
     mean = mean_row(table).astype(np.float64)
     squares = sum(float(np.square(part - mean).sum()) for part in _blocks(table))
     return float(np.sqrt(squares / max(1, table[1:].size)))
