@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jaxrec.data import Dataset
 from jaxrec.finetuning import Grown, Growth, grow, open_source
 from jaxrec.functional import functional_of
 from jaxrec.models import matrix_factorization, sasrec
@@ -22,7 +21,7 @@ from jaxrec.training import Experiment, load_trained
 from jaxrec.training.checkpoints import open_checkpoint
 from jaxrec.training.experiment import load_config
 from jaxrec.training.state import abstract_state
-from jaxrec.typing import Batch, UserError
+from jaxrec.typing import UserError
 
 ITEMS, USERS = [f"i{n}" for n in range(40)], [f"u{n}" for n in range(24)]  # of `catalogue_of`
 HOST = MeshConfig(tables="host", replicate_below=0)
