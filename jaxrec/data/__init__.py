@@ -6,6 +6,7 @@ from jaxrec.data.downloads import fetch
 from jaxrec.data.pairs import PairData
 from jaxrec.data.prepare import build, prepare
 from jaxrec.data.recipe import Recipe
+from jaxrec.data.replay import Replay
 from jaxrec.data.report import format_report
 from jaxrec.data.synthetic import synthetic
 from jaxrec.data.taught import Taught
@@ -18,6 +19,7 @@ __all__ = [
     "Manifest",
     "PairData",
     "Recipe",
+    "Replay",
     "SequenceData",
     "Taught",
     "build",

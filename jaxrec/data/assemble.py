@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxrec.data.dataset import SHARD_EVENTS, SPLITS, TRAIN, Dataset, Manifest, fingerprint
+from jaxrec.data.dataset import (
+    SHARD_EVENTS,
+    SPLITS,
+    TRAIN,
+    Dataset,
+    Manifest,
+    fingerprint,
+    vocabulary_fingerprint,
+)
 from jaxrec.data.histories import Kept
 from jaxrec.data.readers import check_columns, read_table
 from jaxrec.data.recipe import Recipe
@@ -167,8 +174,8 @@ def assemble(
         split=options | {"events": {name: int(parts[i]) for name, i in SPLITS.items()}},
         columns=recipe.columns,
         fingerprint=sink.fingerprint(*tables),
-        user_fingerprint=fingerprint(json.dumps(tables[0]["id"].tolist())),
-        item_fingerprint=fingerprint(json.dumps(tables[1]["id"].tolist())),
+        user_fingerprint=vocabulary_fingerprint(tables[0]),
+        item_fingerprint=vocabulary_fingerprint(tables[1]),
         sources=[*(earlier.manifest.sources if earlier else ()), *sources],
         report=list(kept.report.rows),
         label_mean=label_sum / int(parts[TRAIN]),

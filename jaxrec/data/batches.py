@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxrec.data.dataset import Dataset
+from jaxrec.data.replay import NOTHING, Examples, Past
 from jaxrec.data.shuffle import permute, row_numbers
-from jaxrec.data.training_events import locate, training_events
+from jaxrec.data.training_events import training_events
 from jaxrec.typing import Batch, UserError
 
 _PROBES = 3  # epochs packed at the start, to learn how many rows an epoch has
@@ -48,14 +49,17 @@ class SequenceData:
         if any(width < 1 for width in self.buckets):
             raise UserError(f"data.buckets must be lengths from 1; got {self.buckets}.")
 
-    def batches(self, dataset: Dataset, batch_size: int, seed: int) -> "SequenceBatches":
+    def batches(
+        self, dataset: Dataset, batch_size: int, seed: int, *, past: Past | None = None
+    ) -> "SequenceBatches":
         """Returns the training batches of a dataset.
 
         Args:
           batch_size: examples ("last"), or rows ("all", "packed") in a batch.
+          past: what is old, for `Replay`; None means nothing.
         """
         kinds = {"last": PrefixBatches, "all": WindowBatches, "packed": PackedBatches}
-        return kinds[self.targets](self, dataset, batch_size, seed)
+        return kinds[self.targets](self, dataset, batch_size, seed, past)
 
     def requests(self, users: np.ndarray, histories: np.ndarray) -> Batch:
         """Returns what a model is shown to serve users (B,) with histories (B, max_len)."""
@@ -65,8 +69,15 @@ class SequenceData:
 class SequenceBatches:
     """Common ground of the three layouts: which step is which batch of which epoch."""
 
-    def __init__(self, config: SequenceData, dataset: Dataset, batch_size: int, seed: int):
-        self.config, self.batch_size, self.seed = config, batch_size, seed
+    def __init__(
+        self,
+        config: SequenceData,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        past: Past | None = None,
+    ):
+        self.config, self.batch_size, self.seed, self.past = config, batch_size, seed, past
         self.events = training_events(dataset)
         # An event needs one before it to be a target, so one event alone teaches nothing.
         self.users = np.flatnonzero(self.events.counts > 1).astype(np.int32)
@@ -75,6 +86,12 @@ class SequenceBatches:
                 "no user has two training events, so there is no next item to learn from. Lower "
                 "--min_user_events, or prepare a longer log."
             )
+        self._prepare()
+        if not self.steps_per_epoch:
+            raise UserError(NOTHING)
+
+    def _prepare(self) -> None:
+        """What a layout does once."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -105,23 +122,26 @@ class _Bucket(NamedTuple):
 
     width: int
     shorter: int
-    ends: np.ndarray  # (num_users + 1,) int64, running total of examples by user
+    examples: Examples
     steps: int
 
 
 class PrefixBatches(SequenceBatches):
     """Every event but a user's first is an example: its history, and itself as target."""
 
-    def __init__(self, config: SequenceData, dataset: Dataset, batch_size: int, seed: int):
-        super().__init__(config, dataset, batch_size, seed)
+    def _prepare(self) -> None:
+        config, past = self.config, self.past
         widths = sorted({b for b in config.buckets if b < config.max_len} | {config.max_len})
-        self.buckets = []
+        self.buckets: list[_Bucket] = []
         for shorter, width in itertools.pairwise([0, *widths]):
             longest = width if width < config.max_len else np.iinfo(np.int32).max
             counts = (self.events.counts - 1).clip(shorter, longest) - shorter
-            ends = np.cumsum(counts, dtype=np.int64)
-            if ends[-1]:
-                self.buckets.append(_Bucket(width, shorter, ends, -(-int(ends[-1]) // batch_size)))
+            # The first event is no example, and those of shorter histories are in other buckets.
+            old = None if past is None else (past.counts - shorter - 1).clip(min=0)
+            examples = Examples(counts, old, past.fraction if past else 0.0)
+            if len(examples):
+                steps = -(-len(examples) // self.batch_size)
+                self.buckets.append(_Bucket(width, shorter, examples, steps))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -132,11 +152,11 @@ class PrefixBatches(SequenceBatches):
         number = 0
         while place >= self.buckets[number].steps:
             place, number = place - self.buckets[number].steps, number + 1
-        width, shorter, ends, _ = self.buckets[number]
-        examples = row_numbers(place, self.batch_size, rows)
-        where, total = examples < ends[-1], int(ends[-1])
-        examples = permute(examples.clip(max=total - 1), total, self.seed, epoch, 1 + number)
-        users, positions = locate(ends, examples)
+        width, shorter, examples, _ = self.buckets[number]
+        numbers, total = row_numbers(place, self.batch_size, rows), len(examples)
+        where, key = numbers < total, (self.seed, epoch, 1 + number)
+        numbers = permute(numbers.clip(max=total - 1), total, *key)
+        users, positions = examples.locate(numbers, *key, 1)
         starts = self.events.starts[users]
         events = starts + positions + shorter + 1
         columns = events[:, None] + np.arange(-width, 0)
@@ -152,21 +172,40 @@ class PrefixBatches(SequenceBatches):
 class WindowBatches(SequenceBatches):
     """One row a user: the newest max_len + 1 training events, a target at every position."""
 
+    def _prepare(self) -> None:
+        self.chosen: Examples | None = None
+        if self.past is not None:
+            self.old = self.events.counts <= self.past.counts
+            there = (self.events.counts > 1).astype(np.int32)
+            self.chosen = Examples(there, self.old.astype(np.int32), self.past.fraction)
+
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self.users) // self.batch_size)
+        rows = self.users if self.chosen is None else self.chosen
+        return -(-len(rows) // self.batch_size)
 
     def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
-        numbers, total = row_numbers(index, self.batch_size, rows), len(self.users)
+        chosen = self.chosen
+        total = len(self.users) if chosen is None else len(chosen)
+        numbers = row_numbers(index, self.batch_size, rows)
         real = numbers < total
-        users = self.users[permute(numbers.clip(max=total - 1), total, self.seed, epoch)]
+        numbers = permute(numbers.clip(max=total - 1), total, self.seed, epoch)
+        if chosen is None:
+            users = self.users[numbers]
+        else:
+            users, _ = chosen.locate(numbers, self.seed, epoch, 1)
         starts = self.events.starts[users][:, None]
         columns = starts + self.events.counts[users][:, None]
         columns = columns + np.arange(-self.config.max_len - 1, 0)
         items = self.events.items_at(columns, (columns >= starts) & real[:, None])
         history, where = items[:, :-1], items[:, :-1] > 0
+        targets = columns[:, 1:]
+        if self.past is not None:
+            old = self.past.counts[users][:, None]
+            counts = (targets - starts >= old) | self.old[users][:, None]
+            where &= counts | self.past.replays(targets.clip(min=0), self.seed, epoch)
         batch = Batch(history=history, positives=np.where(where, items[:, 1:], 0), where=where)
-        return batch, np.where(where, columns[:, 1:], 0)
+        return batch, np.where(where, targets, 0)
 
 
 class _Packing(NamedTuple):
@@ -175,6 +214,7 @@ class _Packing(NamedTuple):
     begins: np.ndarray  # (windows,) int64, the event that a window starts with
     lengths: np.ndarray  # (windows,) int32
     rows: np.ndarray  # (rows + 1,) int64, first window of each row, and their number
+    old: np.ndarray | None  # (windows,) int32, how many targets are masked unless replayed
 
 
 class PackedBatches(SequenceBatches):
@@ -186,8 +226,8 @@ class PackedBatches(SequenceBatches):
     windows are held: 12 bytes for each, and 8 for each row.
     """
 
-    def __init__(self, config: SequenceData, dataset: Dataset, batch_size: int, seed: int):
-        super().__init__(config, dataset, batch_size, seed)
+    def _prepare(self) -> None:
+        config = self.config
         self.row_len = config.row_len or config.max_len
         if self.row_len < config.max_len:
             raise UserError(
@@ -195,7 +235,7 @@ class PackedBatches(SequenceBatches):
                 "window would not fit its row. Raise row_len or set it to 0."
             )
         most = max(len(self._draw(epoch, 0).rows) - 1 for epoch in range(_PROBES))
-        self.steps = -(-most // batch_size)
+        self.steps = -(-most // self.batch_size)
         self.held: tuple[int, _Packing] | None = None
 
     @property
@@ -203,7 +243,7 @@ class PackedBatches(SequenceBatches):
         return self.steps
 
     def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
-        begins, lengths, bounds = self._packing(epoch)
+        begins, lengths, bounds, old = self._packing(epoch)
         from_row, to_row = ((index + i) * (len(bounds) - 1) // self.steps for i in range(2))
         numbers = (from_row + row_numbers(0, self.batch_size, rows)).clip(max=to_row)
         first = bounds[numbers]
@@ -227,6 +267,11 @@ class PackedBatches(SequenceBatches):
         segments.reshape(-1)[flat] = np.repeat(window - first[row] + 1, size)
         events.reshape(-1)[flat] = event + 1
         where = segments > 0
+        if old is not None and self.past is not None:
+            masked = order < np.repeat(before + old[window], size)
+            masked &= ~self.past.replays(event + 1, self.seed, epoch)
+            for array in (where, positives, events):
+                array.reshape(-1)[flat[masked]] = 0
         batch = Batch(history=history, positives=positives, segments=segments, where=where)
         return batch, events
 
@@ -242,13 +287,30 @@ class PackedBatches(SequenceBatches):
 
     def _draw(self, epoch: int, attempt: int) -> _Packing:
         random = np.random.default_rng((self.seed, epoch, attempt))
-        begins, lengths = self._windows(random)
+        begins, lengths, old = self._windows(random)
         order = random.permutation(len(begins))
+        if old is not None:
+            order, old = self._replayed(order, lengths, old)
         begins, lengths = begins[order], lengths[order]
-        return _Packing(begins, lengths, _rows(lengths, self.row_len))
+        return _Packing(begins, lengths, _rows(lengths, self.row_len), old)
 
-    def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Returns first events and lengths of windows, cut at a random shift for each user."""
+    def _replayed(
+        self, order: np.ndarray, lengths: np.ndarray, old: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Takes windows without a new target out of an order, all but the fraction; the last go."""
+        assert self.past is not None
+        stale = old == lengths
+        kept = round(self.past.fraction * int(stale.sum()))
+        order = order[~stale[order] | (np.cumsum(stale[order]) <= kept)]
+        return order, np.where(stale, 0, old)[order].astype(np.int32)
+
+    def _windows(
+        self, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns first events and lengths of windows, cut at a random shift for each user.
+
+        With a past, also how many of a window's targets are old, from the first on.
+        """
         max_len = np.int32(self.config.max_len)
         # An event predicts its successor, so a user's last event is no input.
         inputs = self.events.counts[self.users] - 1
@@ -261,7 +323,10 @@ class PackedBatches(SequenceBatches):
         cut = (np.arange(len(owner)) - cut[owner]).astype(np.int32) * max_len - shift[owner]
         begin = cut.clip(min=0)
         lengths = np.minimum(cut + max_len, inputs[owner]) - begin
-        return self.events.starts[self.users][owner] + begin, lengths
+        old = None
+        if self.past is not None:
+            old = (self.past.counts[self.users][owner] - begin - 1).clip(0, lengths)
+        return self.events.starts[self.users][owner] + begin, lengths, old
 
 
 def _rows(lengths: np.ndarray, row_len: int) -> np.ndarray:

@@ -223,6 +223,11 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()
 
 
+def vocabulary_fingerprint(vocabulary: pd.DataFrame) -> str:
+    """Returns the SHA-256 of the ids of a vocabulary, in order."""
+    return fingerprint(json.dumps(vocabulary["id"].tolist()))
+
+
 def _lookup(vocabulary: pd.DataFrame, original: object, what: str) -> int:
     rows = np.flatnonzero((vocabulary["id"] == str(original)).to_numpy())
     if not len(rows):

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 
 from jaxrec.data.dataset import Dataset
+from jaxrec.data.replay import NOTHING, Examples, Past
 from jaxrec.data.shuffle import permute, row_numbers
-from jaxrec.data.training_events import locate, training_events
+from jaxrec.data.training_events import training_events
 from jaxrec.typing import Batch, UserError
 
 
@@ -20,9 +21,15 @@ class PairData:
 
     max_len: int = 1
 
-    def batches(self, dataset: Dataset, batch_size: int, seed: int) -> "PairBatches":
-        """Returns the training batches of a dataset, `batch_size` events each."""
-        return PairBatches(dataset, batch_size, seed)
+    def batches(
+        self, dataset: Dataset, batch_size: int, seed: int, *, past: Past | None = None
+    ) -> "PairBatches":
+        """Returns the training batches of a dataset, `batch_size` events each.
+
+        Args:
+          past: what is old, for `Replay`; None means nothing.
+        """
+        return PairBatches(dataset, batch_size, seed, past)
 
     def requests(self, users: np.ndarray, histories: np.ndarray) -> Batch:
         """Returns what a model is shown to serve users (B,) with histories (B, max_len)."""
@@ -32,16 +39,18 @@ class PairData:
 class PairBatches:
     """Every training event once an epoch, in an order of (seed, epoch); addressable by step."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int):
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, past: Past | None = None):
         self.batch_size, self.seed = batch_size, seed
         self.events = training_events(dataset, labels=True)
-        self.ends = np.cumsum(self.events.counts, dtype=np.int64)
-        if not self.ends[-1]:
+        if not self.events.counts.any():
             raise UserError("the dataset has no training events. Prepare it with another split.")
+        self.examples = Examples(self.events.counts, *(past or (None, 0.0)))
+        if not len(self.examples):
+            raise UserError(NOTHING)
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-int(self.ends[-1]) // self.batch_size)
+        return -(-len(self.examples) // self.batch_size)
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Returns the batch of a global step, counted from 0, or some of its rows."""
@@ -50,10 +59,10 @@ class PairBatches:
     def located(self, step: int, rows: slice | None = None) -> tuple[Batch, np.ndarray]:
         """Returns the batch, and (B,) int64 which event each example is; see `TrainingEvents`."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        numbers, total = row_numbers(index, self.batch_size, rows), int(self.ends[-1])
+        numbers, total = row_numbers(index, self.batch_size, rows), len(self.examples)
         where = numbers < total
         numbers = permute(numbers.clip(max=total - 1), total, self.seed, epoch)
-        users, positions = locate(self.ends, numbers)
+        users, positions = self.examples.locate(numbers, self.seed, epoch, 1)
         events = self.events.starts[users] + positions
         batch = Batch(
             users=np.where(where, users, 0).astype(np.int32),

@@ -38,6 +38,20 @@ def permute(indices: np.ndarray, n: int, *key: int) -> np.ndarray:
     return flat.astype(np.int64).reshape(np.shape(indices))
 
 
+def chance(indices: np.ndarray, *key: int) -> np.ndarray:
+    """Returns float64 in [0, 1), a hash of each index: a number drawn for it under this key.
+
+    Args:
+      indices: integers from 0, any shape.
+      key: integers in [0, 2^64).
+    """
+    first, second = _round_keys(key)[:2]
+    bits = (np.asarray(indices).astype(np.uint64) + first) * _MIX[0]
+    bits = ((bits ^ (bits >> _HIGH)) + second) * _MIX[1]
+    bits = (bits ^ (bits >> _HIGH)) * _MIX[0]
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
 def row_numbers(index: int, batch_size: int, rows: slice | None) -> np.ndarray:
     """Returns the numbers within an epoch, int64, of some rows of its batch `index`.
 

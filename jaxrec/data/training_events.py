@@ -57,6 +57,11 @@ def training_events(dataset: Dataset, *, labels: bool = False) -> TrainingEvents
     return TrainingEvents(starts=starts, counts=counts, items=items, labels=told)
 
 
+def training_counts(dataset: Dataset) -> np.ndarray:
+    """Returns (num_users + 1,) int32: the training events of each user; 0 for user 0, padding."""
+    return _count(dataset.split, dataset.offsets)[0]
+
+
 def locate(ends: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the user of each of the examples, numbered through all users, and its number there.
 

@@ -142,6 +142,34 @@ class Checkpoints:
             ) from error
 
 
+@contextlib.contextmanager
+def open_checkpoint(
+    workdir: str | Path, step: int | None = None
+) -> Iterator[tuple[Checkpoints, int]]:
+    """Gives the checkpoints of a workdir, which are only read, and the step to take.
+
+    Args:
+      step: a checkpoint's step; None takes the best one, or the newest without validation.
+
+    Raises:
+      UserError: when there is no checkpoint, or none of that step.
+    """
+    directory = Path(workdir) / "checkpoints"
+    nothing = f"{workdir} has no checkpoint yet. Train first: scripts/train.py."
+    if not directory.is_dir():
+        raise UserError(nothing)
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(nothing)
+        if step is None:
+            best = checkpoints.meta(steps[-1]).get("best_step")
+            step = best if best in steps else steps[-1]
+        elif step not in steps:
+            raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
+        yield checkpoints, step
+
+
 def _writable(like: Any, leaf: Any) -> Any:
     """Returns a table for the host's memory with the rows that are wanted; other leaves as is."""
     return np.require(leaf[: len(like)], requirements="W") if isinstance(like, np.ndarray) else leaf

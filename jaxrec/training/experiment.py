@@ -25,7 +25,7 @@ from jaxrec.functional import Functional, functional_of
 from jaxrec.optim import table_of
 from jaxrec.paths import divide, flatten, select, unite
 from jaxrec.sharding import AXIS_RULES, Layout, mesh_of
-from jaxrec.training.checkpoints import SKIP, Checkpoints
+from jaxrec.training.checkpoints import SKIP, Checkpoints, open_checkpoint
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.host import Slices, host_tables
 from jaxrec.training.planning import Plan, make_plan
@@ -273,6 +273,15 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
         )
 
 
+def load_config(workdir: str | Path) -> ExperimentConfig:
+    """Returns the fitted config of a run. Raises UserError when it is absent or damaged."""
+    path = Path(workdir) / "config.json"
+    config = configs.load(path)
+    if not isinstance(config, ExperimentConfig):
+        raise UserError(f"{path} is damaged: it is no experiment's config.")
+    return config
+
+
 def load_trained(
     workdir: str | Path, dataset: Dataset, *, step: int | None = None
 ) -> tuple[Experiment, Params, int]:
@@ -290,24 +299,9 @@ def load_trained(
     Raises:
       UserError: without a checkpoint, or with one of another model or vocabulary.
     """
-    workdir = Path(workdir)
-    config = configs.load(workdir / "config.json")
-    if not isinstance(config, ExperimentConfig):
-        raise UserError(f"{workdir / 'config.json'} is damaged: it is no experiment's config.")
+    config = load_config(workdir)
     experiment = Experiment.of(config, dataset)
-    directory = workdir / "checkpoints"
-    nothing = f"{workdir} has no checkpoint yet. Train first: scripts/train.py."
-    if not directory.is_dir():
-        raise UserError(nothing)
-    with Checkpoints(directory, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(nothing)
-        if step is None:
-            best = checkpoints.meta(steps[-1]).get("best_step")
-            step = best if best in steps else steps[-1]
-        elif step not in steps:
-            raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")
+    with open_checkpoint(workdir, step) as (checkpoints, step):
         meta = checkpoints.meta(step)
         check_same(meta, experiment, resume=False)
         wanted = _parameters_alone(experiment)

@@ -31,6 +31,7 @@ from jaxrec.training.state import (
     init_state,
 )
 from jaxrec.training.step import make_step
+from jaxrec.training.vocabularies import ROLES, path_of, save_vocabularies
 from jaxrec.typing import Batch, Stopped, UserError
 
 
@@ -66,8 +67,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains, validates and tests one experiment; goes on where an earlier call was cut off.
 
-    The workdir gets config.json, checkpoints/, metrics.jsonl, tensorboard/, run.json (where the
-    dataset is, when `data` is a directory) and, at the end, result.json. On a CPU a run that was
+    The workdir gets config.json, vocabularies/ (the ids that rows of tables stand for),
+    checkpoints/, metrics.jsonl, tensorboard/, run.json (where the dataset is, when `data` is a
+    directory) and, at the end, result.json. On a CPU a run that was
     killed and called again ends with the same parameters, bit for bit, as one that never was.
 
     With several processes (see `jaxrec.training.processes`) each calls this function with the same
@@ -169,6 +171,8 @@ class _Run:
             self.at = self._resume()
             if is_first():
                 configs.save(self.experiment.config, self.workdir / "config.json")
+                if not (self.at and all(path_of(self.workdir, r).exists() for r in ROLES)):
+                    save_vocabularies(self.experiment.dataset, self.workdir)
                 self.log = stack.enter_context(MetricsLog(self.workdir, step=self.at))
             self.progress = stack.enter_context(Progress(self.total, self.at, quiet=self.quiet))
             self.opened = stack.pop_all()

@@ -1,0 +1,73 @@
+"""scripts/finetune.py as a user meets it: prepare, train, append and fine-tune as processes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxrec.data import prepare
+from jaxrec.data.synthetic import synthetic
+
+
+@pytest.fixture(scope="module")
+def first_day(
+    scripts: Any, config_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
+    """A dataset of a first day, the run on it, and the events of the second day."""
+    path = tmp_path_factory.mktemp("days")
+    events, _ = synthetic(0, num_users=60, num_items=60, max_events=24)
+    for name, part in (("day1", events.iloc[:900]), ("day2", events.iloc[900:])):
+        part.to_parquet(path / f"{name}.parquet")
+    columns = ("--time_column=timestamp", "--label_column=rating")
+    scripts.works("prepare", f"--input={path}/day1.parquet", f"--output={path}/data", *columns)
+    flags = (f"--config={config_files['full']}", f"--data={path}/data", f"--workdir={path}/old")
+    scripts.works("train", *flags, "--quiet")
+    return path / "data", path / "old", path / "day2.parquet"
+
+
+def test_a_new_day_is_appended_once_and_trained_on(
+    scripts: Any, first_day: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    data, old, day2 = first_day
+    command = (
+        *("finetune", f"--source={old}", f"--data={data}", f"--append={day2}"),
+        *(f"--workdir={tmp_path / 'new'}", "--replay=0.2", "--accept_worse"),
+        *("--config.training.epochs=2", "--config.training.steps", "0"),
+    )
+    out = scripts.works(*command)
+    assert f"appended: {day2}" in out and f"from {old}, step " in out
+    assert "table items: " in out and " optimiser: " in out
+    assert "ndcg@10" in out and " before, " in out
+    result = json.loads((tmp_path / "new" / "result.json").read_text())
+    assert result["epochs"] == 2
+    again = scripts.works(*command)
+    assert "appended: nothing, it was there already" in again
+    origin = json.loads((tmp_path / "new" / "source.json").read_text())
+    assert origin["source"] == str(old) and origin["growth"]["new_rows"] == "neighbours"
+    measured = scripts.works("evaluate", f"--workdir={tmp_path / 'new'}", "--nobaselines")
+    assert "SASRec" in measured
+
+
+def test_mistakes_end_in_one_sentence(
+    scripts: Any, first_day: tuple[Path, Path, Path], config_files: Any, tmp_path: Path
+) -> None:
+    data, old, _ = first_day
+    chosen = ("finetune", f"--source={old}", f"--data={data}", f"--workdir={tmp_path / 'new'}")
+    assert "--source=DIR --data=DIR --workdir=DIR" in scripts.fails("finetune")
+    said = scripts.fails(*chosen, "--new_rows=neighbors")
+    assert "Did you mean 'neighbours'?" in said
+    said = scripts.fails(*chosen, "--config.optimizer.learning_rte=1")
+    assert "Did you mean 'learning_rate'?" in said
+    said = scripts.fails(*chosen, f"--source={tmp_path}")
+    assert "config.json does not exist" in said
+    said = scripts.fails_after_progress(*chosen, f"--config={config_files['bpr']}")
+    assert "a checkpoint of another family" in said
+    events, _ = synthetic(1, num_users=30, num_items=90, max_events=20)
+    other = tmp_path / "other"
+    prepare(events, other, time_column="timestamp", label_column="rating")
+    said = scripts.fails_after_progress(*chosen, f"--data={other}", "--new_rows=content")
+    assert "no metadata column of the items can be compared" in said
+    assert "wants a dataset that was made by appending" in scripts.fails(
+        *chosen, f"--data={other}", "--replay=0.5"
+    )
