@@ -2,7 +2,7 @@
 
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -126,8 +126,11 @@ def _of(init: Any, bind: Any, tables: Any, layers: Any) -> Functional:
     return Functional(init, apply, bind, tables, layers)
 
 
-def _layers(module: Any, paths: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Returns what the module says of its layers, without the beginnings that no path has."""
+def _layers(module: Any, paths: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """Returns what the module says of its layers, without the beginnings that no path has.
+
+    Parameters that it does not speak of, such as heads that were put on it, are the last layer.
+    """
     layers = getattr(module, "layers", ())
     if not (isinstance(layers, tuple) and all(isinstance(layer, tuple) for layer in layers)):
         return ()  # a list of submodules by this name
@@ -135,6 +138,9 @@ def _layers(module: Any, paths: Iterable[str]) -> tuple[tuple[str, ...], ...]:
         tuple(start for start in layer if any(f"{path}/".startswith(f"{start}/") for path in paths))
         for layer in layers
     ]
+    spoken_of = {start.partition("/")[0] for layer in there for start in layer}
+    others = {path.partition("/")[0] for path in paths} - spoken_of
+    there.append(tuple(sorted(others)) if spoken_of else ())
     return tuple(layer for layer in there if layer)
 
 

@@ -156,3 +156,16 @@ def test_the_package_offers_it_by_name_before_and_after_its_file_is_imported() -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_layers_are_those_that_have_parameters_and_last_what_is_not_spoken_of() -> None:
+    class Layered(nnx.Module):
+        layers = (("table", "positions"), ("block",), ("norm",))
+
+        def __init__(self, rngs: nnx.Rngs):
+            self.table = nnx.Param(jnp.zeros(3))
+            self.block = nnx.Linear(2, 2, rngs=rngs)
+            self.head = nnx.Linear(2, 1, rngs=rngs)
+
+    assert functional(Layered).layers == (("table",), ("block",), ("head",))
+    assert functional(lambda rngs: nnx.Linear(2, 2, rngs=rngs)).layers == ()

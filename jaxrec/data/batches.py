@@ -33,12 +33,14 @@ class SequenceData:
         rows hold as many windows as fit.
       buckets: row lengths for "last"; an example goes to the shortest that holds it.
       row_len: positions of a packed row; 0 means max_len.
+      labels: whether batches carry the labels of their targets, such as ratings.
     """
 
     max_len: int = 50
     targets: Literal["last", "all", "packed"] = "packed"
     buckets: tuple[int, ...] = (8, 20)
     row_len: int = 0
+    labels: bool = False
 
     def __post_init__(self) -> None:
         if self.max_len < 1 or self.row_len < 0:
@@ -78,7 +80,12 @@ class SequenceBatches:
         past: Past | None = None,
     ):
         self.config, self.batch_size, self.seed, self.past = config, batch_size, seed, past
-        self.events = training_events(dataset)
+        if config.labels and dataset.labels is None:
+            raise UserError(
+                "data.labels is set and the dataset has no labels. Prepare it with "
+                "--label_column=NAME, or set data.labels=false."
+            )
+        self.events = training_events(dataset, labels=config.labels)
         # An event needs one before it to be a target, so one event alone teaches nothing.
         self.users = np.flatnonzero(self.events.counts > 1).astype(np.int32)
         if not len(self.users):
@@ -111,7 +118,10 @@ class SequenceBatches:
         Numbers are positives.shape int64 and count as `TrainingEvents.starts` does; 0 where
         `batch.where` is False.
         """
-        return self._batch(*divmod(step, self.steps_per_epoch), rows)
+        batch, events = self._batch(*divmod(step, self.steps_per_epoch), rows)
+        if self.config.labels:
+            batch = batch.replace(labels=self.events.labels_at(events, batch.where))
+        return batch, events
 
     def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
         raise AssertionError("defined by each layout")

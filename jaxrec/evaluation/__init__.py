@@ -13,6 +13,7 @@ from jaxrec.evaluation.report import write_report
 from jaxrec.evaluation.requests import Requests, padded_width, requests_for, requests_of
 from jaxrec.evaluation.retriever import RetrieverRecommender
 from jaxrec.evaluation.table import main_metrics, metrics_table
+from jaxrec.evaluation.tasks import task_metrics
 
 __all__ = [
     "Evaluation",
@@ -31,5 +32,6 @@ __all__ = [
     "padded_width",
     "requests_for",
     "requests_of",
+    "task_metrics",
     "write_report",
 ]

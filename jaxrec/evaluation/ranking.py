@@ -34,7 +34,8 @@ class EvaluationConfig:
         cannot be found, and counts as a miss.
       batch_size: users scored at a time.
       item_chunk: items scored at a time.
-      monitor: the metric whose values by user are kept; what early stopping looks at.
+      monitor: the metric whose values by user are kept; what early stopping looks at. For the
+        task of a head it is HEAD/METRIC, such as "click/auc", and has no values by user.
       bootstrap_samples: draws for the 95% intervals; 0 leaves the intervals out.
       seed: of those draws.
       rmse: whether errors of predicted ratings are reported as well.
@@ -61,7 +62,7 @@ class EvaluationConfig:
                 f"got {self.batch_size}, {self.item_chunk} and {self.bootstrap_samples}."
             )
         names = [f"{name}@{k}" for k in self.ks for name in ACCURACY]
-        if self.monitor not in names + ["rmse", "mae"] * self.rmse:
+        if "/" not in self.monitor and self.monitor not in names + ["rmse", "mae"] * self.rmse:
             raise UserError(
                 f"evaluation.monitor={self.monitor!r} is not measured with evaluation.ks="
                 f"{self.ks}. Use one of {', '.join(names)}, or add its cut-off to evaluation.ks."
@@ -98,7 +99,7 @@ class Evaluation:
       num_users: users measured.
       without_history: users with targets that were left out because they have no history.
       seconds: wall time, compilation included.
-      per_user: (num_users,) float64 values of the monitored metric; empty for an error of ratings.
+      per_user: (num_users,) float64 values of the monitored metric; empty for what is not ranking.
       by_popularity: recall at the largest k by how popular the target is.
       by_history: recall at the largest k by how long the user's history is.
       k: that largest k.

@@ -9,15 +9,20 @@ from jaxrec.objectives.retrieval import (
     SampledSoftmax,
     SquaredError,
 )
+from jaxrec.objectives.tasks import Category, Click, MultiTask, Rating
 
 __all__ = [
     "ALONE",
     "BCE",
     "BPR",
+    "Category",
+    "Click",
     "FullSoftmax",
     "InBatchSoftmax",
+    "MultiTask",
     "Negatives",
     "Objective",
+    "Rating",
     "Replica",
     "Retriever",
     "SampledSoftmax",

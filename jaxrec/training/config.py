@@ -127,6 +127,13 @@ class ExperimentConfig:
                 f"data.max_len={self.data.max_len} is longer than model.max_len={longest}. "
                 "Set both."
             )
+        tasks = getattr(self.objective, "tasks", ())
+        measured = [f"{task.head}/{task.metric}" for task in tasks]
+        if "/" in self.evaluation.monitor and self.evaluation.monitor not in measured:
+            raise UserError(
+                f"evaluation.monitor={self.evaluation.monitor!r} is the metric of no task; the "
+                f"objective's are: {', '.join(measured) or 'none'}."
+            )
         if self.training.average and not self.objective.whole_catalogue:
             raise UserError(
                 "training.average wants an objective over the whole catalogue, whose step is "

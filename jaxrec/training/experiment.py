@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from jaxrec.evaluation import (
     RetrieverRecommender,
     evaluate,
     padded_width,
+    task_metrics,
 )
 from jaxrec.functional import Functional, functional_of
+from jaxrec.objectives.tasks import head_outputs
 from jaxrec.optim import table_of
 from jaxrec.paths import divide, flatten, select, unite
 from jaxrec.sharding import AXIS_RULES, Layout, mesh_of
@@ -104,14 +106,26 @@ class Experiment:
         catalogue = self.catalogue if self.config.objective.whole_catalogue else ()
         return make_plan(shapes, self.config.mesh, mesh, catalogue=catalogue)
 
-    def _jitted(self, method: str, mesh: Mesh | None, out: tuple[str | None, ...] = ()) -> Any:
-        """Returns a method of the model, jitted and kept; with a mesh, its result split."""
+    def _jitted(
+        self,
+        method: str | Callable[..., Any],
+        mesh: Mesh | None,
+        out: tuple[str | None, ...] = (),
+    ) -> Any:
+        """Returns a method of the model, jitted and kept; with a mesh, its result split.
+
+        Args:
+          method: its name, or a function of the module and what it is given.
+        """
         key = (method, mesh, out)
         if key not in self._kept:
 
-            def apply(params: Params, *arguments: Any) -> jax.Array:
+            def apply(params: Params, *arguments: Any) -> Any:
                 spread = arguments if mesh is None else _spread(arguments, mesh)
-                return self.model.apply(params, *spread, method=method)
+                module = self.model.bind(params)
+                if isinstance(method, str):
+                    return getattr(module, method)(*spread)
+                return method(module, *spread)
 
             where = None if mesh is None else NamedSharding(mesh, PartitionSpec(*out))
             self._kept[key] = jax.jit(apply, out_shardings=where)
@@ -137,21 +151,20 @@ class Experiment:
 
     def recommender(self, params: Params) -> RetrieverRecommender:
         """Returns the model with these parameters as a recommender."""
-        data = self.config.data
-
-        def make_batch(requests: Requests, rows: np.ndarray) -> Batch:
-            # Users with histories of like length share a batch, so short ones make short rows.
-            longest = int(requests.history_lengths[rows].max())
-            width = min(data.max_len, padded_width(longest, smallest=8, factor=2))
-            histories = requests.padded_history(width, rows)
-            return data.requests(requests.users[rows], histories)
-
         return RetrieverRecommender(
             user_vectors=functools.partial(self.user_vectors, params),
             item_blocks=functools.partial(self._item_blocks, params),
-            make_batch=make_batch,
+            make_batch=self._request_batch,
             config=self.config.evaluation,
         )
+
+    def _request_batch(self, requests: Requests, rows: np.ndarray) -> Batch:
+        data = self.config.data
+        # Users with histories of like length share a batch, so short ones make short rows.
+        longest = int(requests.history_lengths[rows].max())
+        width = min(data.max_len, padded_width(longest, smallest=8, factor=2))
+        batch: Batch = data.requests(requests.users[rows], requests.padded_history(width, rows))
+        return batch
 
     def user_vectors(self, params: Params, batch: Batch) -> jax.Array:
         """Returns (B, D), one vector a row, without dropout; jitted, wherever the tables are."""
@@ -203,13 +216,39 @@ class Experiment:
         evaluation = self.config.evaluation
         if not intervals:
             evaluation = dataclasses.replace(evaluation, bootstrap_samples=0)
-        return evaluate(
+        tasks = getattr(self.config.objective, "tasks", ())
+        measured = evaluate(
             self.recommender(params),
             self.dataset,
             split,
             evaluation,
             predict_ratings=functools.partial(self.predict, params),
         )
+        if not tasks:
+            return measured
+        outputs = functools.partial(self._head_outputs, params)
+        values = task_metrics(tasks, outputs, self.dataset, split, evaluation.batch_size)
+        return dataclasses.replace(measured, metrics=measured.metrics | values)
+
+    def _head_outputs(
+        self, params: Params, requests: Requests, rows: np.ndarray, items: np.ndarray
+    ) -> dict[str, jax.Array]:
+        """Returns (B, outputs) by head, for requests and an item for each."""
+        batch = self._request_batch(requests, rows).replace(positives=items)
+        params, batch = self._on_device(params, batch)
+        return self._jitted(self._apply_heads, mesh_of(params))(params, batch)
+
+    @functools.cached_property
+    def _apply_heads(self) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+        def apply(module: Any, batch: Batch) -> dict[str, jax.Array]:
+            users = module.user_vectors(batch.replace(positives=None))
+            items = module.item_vectors(batch.positives)
+            return {
+                task.head: head_outputs(module, task.head, users, items if task.sees_item else None)
+                for task in self.config.objective.tasks
+            }
+
+        return apply
 
 
 def _spread[T](batch: T, mesh: Mesh) -> T:

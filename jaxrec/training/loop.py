@@ -335,7 +335,7 @@ class _Run:
         evaluation = self.experiment.evaluate(params, "valid", intervals=False)
         monitor = self.experiment.config.evaluation.monitor
         value, course = evaluation.metrics[monitor], self.course
-        lower = monitor in ("rmse", "mae")
+        lower = monitor.rpartition("/")[2] in ("rmse", "mae")
         best = course.best_value
         if best is None or (value < best if lower else value > best):
             course.best_step, course.best_value, course.misses = self.at, value, 0

@@ -311,3 +311,20 @@ def test_located_batches_say_which_event_each_target_is(
     if getattr(config, "targets", "") != "all":  # which leaves out what is older than a window
         first = int(not isinstance(config, PairData))
         assert len(seen) == (events.counts - first).clip(0).sum()
+
+
+@pytest.mark.parametrize("targets", ["last", "all", "packed"])
+def test_labels_are_those_of_the_targets(targets: Any, dataset: Dataset) -> None:
+    # A label that says which event it is of.
+    labels = np.arange(1, len(dataset.items) + 1, dtype=np.float32)
+    config = SequenceData(max_len=4, targets=targets, buckets=(2,), labels=True)
+    batches = config.batches(dataclasses.replace(dataset, labels=labels), 4, seed=0)
+    for step in range(batches.steps_per_epoch):
+        batch = batches.batch(step)
+        assert batch.labels.dtype == np.float32
+        assert (batch.labels[~batch.where] == 0).all()
+        events = batch.labels[batch.where].astype(int) - 1
+        np.testing.assert_array_equal(dataset.items[events], batch.positives[batch.where])
+        assert (dataset.split[events] == TRAIN).all()
+    with pytest.raises(UserError, match="--label_column"):
+        config.batches(dataclasses.replace(dataset, labels=None), 4, seed=0)
