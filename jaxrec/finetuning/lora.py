@@ -106,9 +106,8 @@ class LoRA:
                 drawn = jax.random.fold_in(key, number)
                 kept = jax.random.bernoulli(drawn, 1 - self.dropout, (len(a), 1))
                 a = jnp.where(kept, a / (1 - self.dropout), 0)
-            change = jnp.dot(a, b, preferred_element_type=jnp.float32)
-            change = change * jnp.float32(self.alpha / self.rank)
-            flat[path] = (flat[path] + change).astype(flat[path].dtype)
+            adapted = _Adapted(flat[path], a, b, self.alpha / self.rank)
+            flat[path] = adapted if _is_table(path) else adapted.whole()
         return nest(flat)
 
     def _matrices(self, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -117,7 +116,7 @@ class LoRA:
                 "lora.on is empty. Say which matrices get adapters, such as '*/kernel'."
             )
         chosen = select(self.on, shapes, option="lora.on")
-        matrices = {path: shapes[path].shape for path in chosen if len(shapes[path].shape) == 2}
+        matrices = {p: shapes[p].shape for p in sorted(chosen) if len(shapes[p].shape) == 2}
         if not matrices:
             raise UserError(f"lora.on={self.on} matches no matrix, only {sorted(chosen)[:3]}.")
         for path, shape in matrices.items():
@@ -127,6 +126,34 @@ class LoRA:
                     f"have. Choose at most {min(shape)}, or other matrices by lora.on."
                 )
         return matrices
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Adapted:
+    """A matrix and what is added to it; as a `CodedTable`, only rows that are asked for are made.
+
+    Attributes:
+      matrix: (V, D).
+      left: (V, rank).
+      right: (rank, D).
+      scale: of the product.
+    """
+
+    matrix: jax.Array
+    left: jax.Array
+    right: jax.Array
+    scale: float = dataclasses.field(metadata={"static": True})
+
+    def rows(self, ids: Array) -> jax.Array:
+        """Returns vectors of shape ids.shape + (D,)."""
+        matrix, left = (jnp.take(x, ids, axis=0, mode="clip") for x in (self.matrix, self.left))
+        return _Adapted(matrix, left, self.right, self.scale).whole()
+
+    def whole(self) -> jax.Array:
+        """Returns all rows, (V, D)."""
+        change = jnp.dot(self.left, self.right, preferred_element_type=jnp.float32)
+        return self.matrix.astype(jnp.float32) + jnp.float32(self.scale) * change
 
 
 def _names(path: str) -> tuple[str, str]:
@@ -147,7 +174,9 @@ def merge(config: LoRA, params: Params) -> tuple[Any, Params]:
       params: its parameters.
     """
     adapted = [name.removesuffix("_lora") for name in flatten(params) if name.endswith("_lora")]
-    return config.model, config._expand(params, sorted(adapted), None)
+    flat = flatten(config._expand(params, sorted(adapted), None))
+    tables = {path: leaf.whole() for path, leaf in flat.items() if isinstance(leaf, _Adapted)}
+    return config.model, nest(flat | tables)
 
 
 def split_adapter(config: LoRA, params: Params) -> tuple[Params, Params]:

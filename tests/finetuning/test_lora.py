@@ -88,6 +88,15 @@ def test_merging_gives_the_same_scores_to_the_bit(on: tuple[str, ...]) -> None:
     np.testing.assert_allclose(compiled(params), vectors(TRUNK, merged), atol=1e-5)
 
 
+def test_a_lookup_makes_the_rows_asked_for_alone() -> None:
+    trunk = dataclasses.replace(TRUNK, num_items=5_000)
+    model = functional_of(LoRA(model=trunk, rank=2, on=("items/table",)))
+    params = model.init(jax.random.key(0))
+    lowered = jax.jit(lambda p: model.apply(p, BATCH, method="user_vectors")).lower(params)
+    memory: Any = lowered.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 5_000 * 8 * 4 / 2
+
+
 def test_dropout_leaves_out_inputs_of_adapters_and_only_in_training(params: Params) -> None:
     config = dataclasses.replace(LORA, dropout=0.5)
     params = drawn(params)
