@@ -19,7 +19,6 @@ from jaxrec.paths import flatten, nest
 from jaxrec.training import Experiment, ExperimentConfig, TrainState, load_trained, train
 from jaxrec.typing import Params, UserError
 
-
 type Scores = dict[str, np.ndarray]  # by name of an axis, (units,) how much each matters
 
 
