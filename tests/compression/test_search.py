@@ -67,7 +67,8 @@ def test_what_cannot_be_reached_names_what_was() -> None:
         choose(ROWS, target_bytes=149)
     with pytest.raises(UserError, match=r"more than 0.1%: a loses least, 0.5%, with 260 bytes"):
         choose(ROWS[1:], max_metric_drop=0.001)
-    for aim in ({}, {"target_bytes": 1, "max_metric_drop": 0.1}):
+    aims: list[dict[str, Any]] = [{}, {"target_bytes": 1, "max_metric_drop": 0.1}]
+    for aim in aims:
         with pytest.raises(UserError, match="either a number of bytes or a metric drop"):
             choose(ROWS, **aim)
 

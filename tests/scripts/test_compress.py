@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def contents(directory: Path) -> dict[str, str]:
     return {
@@ -14,18 +16,26 @@ def contents(directory: Path) -> dict[str, str]:
     }
 
 
+PRUNED = {"prune blocks", "prune blocks, int8", "prune all", "prune all, int8"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "names"),
+    [
+        ("int8", {"int8"}),
+        pytest.param("prune", PRUNED, marks=pytest.mark.slow),  # trains four times
+    ],
+)
 def test_the_smallest_that_loses_little_is_a_run_as_any_other(
-    scripts: Any, trained: Path, tmp_path: Path
+    scripts: Any, trained: Path, tmp_path: Path, methods: str, names: set[str]
 ) -> None:
     before, output = contents(trained), tmp_path / "small"
     flags = (f"--workdir={trained}", f"--output={output}", "--max_metric_drop=0.9")
-    code, out, err = scripts.run("compress", *flags, "--methods=int8,prune", "--training_share=0.5")
+    code, out, err = scripts.run("compress", *flags, f"--methods={methods}", "--training_share=0.5")
     assert code == 0, err
     told = json.loads((output / "compression.json").read_text())
     rows = {row["name"]: row for row in told["valid"]}
-    assert set(rows) == {
-        *("source", "int8", "prune blocks", "prune blocks, int8", "prune all", "prune all, int8")
-    }
+    assert set(rows) == {"source", *names}
     for name, row in rows.items():
         assert f"{row['num_bytes']:,}" in out and name in out
         assert f"{name}: {row['num_bytes']:,} bytes" in err  # progress
