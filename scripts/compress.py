@@ -79,7 +79,9 @@ def main() -> None:
     made: dict[str, Candidate] = {source.name: source}
     first, per_user = measure(source, source, FLAGS.split)
     rows = [first]
-    what = Source(experiment, params, kept, FLAGS.training_share, FLAGS.quiet)
+    # What was trained from another checkpoint, or for another time, is not gone on with.
+    work = kept / f"step_{step}_share_{FLAGS.training_share:g}"
+    what = Source(experiment, params, work, FLAGS.training_share, FLAGS.quiet)
     _say(f"{metric} of {len(per_user):,} users of the {FLAGS.split} split")
     _say(f"source: {first.num_bytes:,} bytes, {first.metric:.4f}")
     for candidate in candidates(what, FLAGS.methods):

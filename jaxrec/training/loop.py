@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import SPLITS, Dataset, open_dataset
+from jaxrec.paths import divide, flatten
 from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
@@ -143,6 +144,7 @@ class _Run:
     def _born(self) -> tuple[TrainState, Step]:
         """Plans where everything goes, says so, and makes it."""
         config, model = self.experiment.config, self.experiment.model
+        _check_trainable(self.experiment)
         optimizer, average = config.optimizer.build(self.total), self.config.average
         kept = self.experiment.state_options
         plan = self.experiment.plan(optimizer, self.mesh)
@@ -364,3 +366,14 @@ class _Run:
 
     def _patience_is_over(self) -> bool:
         return 0 < self.config.patience <= self.course.misses
+
+
+def _check_trainable(experiment: Experiment) -> None:
+    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    moving, _ = divide(shapes, experiment.trained)
+    for path, leaf in flatten(moving).items():
+        if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
+            raise UserError(
+                f"the parameter {path} is {leaf.dtype}, which has no gradient. Train the model "
+                "that it was made from, or name others in config.training.trained."
+            )

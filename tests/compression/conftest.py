@@ -7,8 +7,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _quick(request: pytest.FixtureRequest) -> Iterator[None]:
-    plain = "optimised" not in request.keywords
-    jax.config.update("jax_disable_most_optimizations", plain)
+def _quick() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

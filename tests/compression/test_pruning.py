@@ -164,7 +164,7 @@ def experiment(random_dataset: Callable[..., Dataset]) -> Experiment:
         model=model,
         objective=FullSoftmax(),
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        training=TrainingConfig(steps=6, batch_size=8, average=0.5),
+        training=TrainingConfig(steps=4, batch_size=8, average=0.5),
         evaluation=EvaluationConfig(ks=(5, 10), batch_size=16, bootstrap_samples=0),
     )
     return Experiment.of(config, dataset)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrec import config as configs
-from jaxrec.compression import QuantizationAware, Quantized, num_bytes, quantize
+from jaxrec.compression import QuantizationAware, Quantized, num_bytes, quantize, start_from
 from jaxrec.compression.integers import dequantize_rows, quantize_rows
 from jaxrec.data import PairData, SequenceData
 from jaxrec.data.dataset import Dataset
@@ -22,7 +23,16 @@ from jaxrec.objectives import BPR, FullSoftmax, SampledSoftmax
 from jaxrec.optim import OptimizerConfig
 from jaxrec.paths import flatten
 from jaxrec.sharding import Layout, MeshConfig, shardings
-from jaxrec.training import Experiment, ExperimentConfig, init_state, make_step
+from jaxrec.training import (
+    Experiment,
+    ExperimentConfig,
+    TrainingConfig,
+    init_state,
+    load_trained,
+    make_step,
+    save_trained,
+    train,
+)
 from jaxrec.typing import Batch, Params, UserError
 
 SASREC = sasrec.Config(max_len=8, dim=8, num_blocks=1, num_heads=2, hidden=12)
@@ -276,3 +286,43 @@ def test_a_quantised_config_is_saved_and_asks_for_what_fits(dataset: Dataset) ->
     # ExperimentConfig still sees a model that is too short for the data.
     with pytest.raises(UserError, match="longer than model.max_len=8"):
         dataclasses.replace(config, data=SequenceData(max_len=9))
+
+
+def test_codes_are_not_trained_but_what_is_float_may_be(dataset: Dataset, tmp_path: Path) -> None:
+    source = experiment_of(SASREC, dataset)
+    config = Quantized(model=source.config.model)
+    params = quantize(params_of(source), config)
+    experiment = dataclasses.replace(
+        source.config, model=config, training=TrainingConfig(steps=2, batch_size=4)
+    )
+    with pytest.raises(UserError, match="/codes is int8, which has no gradient"):
+        train(experiment, dataset, tmp_path / "all", quiet=True)
+    training = dataclasses.replace(experiment.training, trained=("*/bias",))
+    experiment = dataclasses.replace(experiment, training=training)
+    train(experiment, dataset, tmp_path / "biases", start=start_from(params), quiet=True)
+    _, after, _ = load_trained(tmp_path / "biases", dataset)
+    for path, leaf in flatten(after).items():
+        same = np.array_equal(leaf, flatten(params)[path])
+        assert same != path.endswith("/bias"), path
+
+
+def test_a_saved_model_is_opened_as_a_run_and_is_no_run_to_go_on_with(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    source = experiment_of(SASREC, dataset)
+    averaged = dataclasses.replace(source.config.training, average=0.9, trained=("items",))
+    config = dataclasses.replace(
+        source.config, model=Quantized(model=source.config.model), training=averaged
+    )
+    experiment = Experiment.of(config, dataset)
+    params = quantize(params_of(source), experiment.config.model)
+    save_trained(experiment, params, tmp_path, data="somewhere", step=7)
+    opened, restored, step = load_trained(tmp_path, dataset)
+    assert step == 7 and opened.config.model == experiment.config.model
+    chex.assert_trees_all_equal(restored, params)
+    chex.assert_trees_all_equal_dtypes(restored, params)
+    with pytest.raises(UserError, match="holds a run already"):
+        save_trained(experiment, params, tmp_path)
+    again = dataclasses.replace(opened.config, training=TrainingConfig(trained=("*/bias",)))
+    with pytest.raises(UserError, match="a model without the state of its training"):
+        train(again, dataset, tmp_path, quiet=True)
