@@ -13,6 +13,7 @@ from jaxrec import config as configs
 from jaxrec.data import Dataset, Replay, open_dataset, prepare
 from jaxrec.data.dataset import SPLITS
 from jaxrec.data.readers import find_files
+from jaxrec.data.vocabulary import path_in_workdir
 from jaxrec.finetuning.comparison import compare, measure
 from jaxrec.finetuning.growth import Growth, grow
 from jaxrec.finetuning.source import Source, open_source
@@ -21,7 +22,6 @@ from jaxrec.training.experiment import Experiment, load_config, load_trained
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first
 from jaxrec.training.state import TrainState
-from jaxrec.training.vocabularies import path_of
 from jaxrec.typing import UserError
 
 _COUNTS = ("num_items", "num_users")
@@ -175,7 +175,7 @@ def _replayed(
             "not. Append with --append or scripts/prepare.py --append, or leave --replay out."
         )
     inner = config.data.data if isinstance(config.data, Replay) else config.data
-    since = str(path_of(source.workdir, "user").absolute())
+    since = str(path_in_workdir(source.workdir, "user").absolute())
     return dataclasses.replace(config, data=Replay(data=inner, since=since, fraction=fraction))
 
 

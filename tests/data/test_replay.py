@@ -115,14 +115,12 @@ def test_batches_depend_on_the_step_alone_and_come_in_parts(
         whole = batches.batch(step)
         chex.assert_trees_all_equal(whole, again.batch(step))
         parts = [again.batch(step, slice(start, start + 2)) for start in (0, 2)]
-        joined = Batch(
-            **{
-                field.name: np.concatenate([getattr(part, field.name) for part in parts])
-                for field in dataclasses.fields(Batch)
-                if getattr(whole, field.name) is not None
-            }
-        )
-        chex.assert_trees_all_equal(whole, joined)
+        fields: dict[str, Any] = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Batch)
+            if getattr(whole, field.name) is not None
+        }
+        chex.assert_trees_all_equal(whole, Batch(**fields))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
