@@ -57,7 +57,8 @@ def targets(batches: Any, epoch: int) -> Counter[int]:
 
 def expected(dataset: Dataset, old: np.ndarray, name: str) -> tuple[set[int], set[int]]:
     """The new and the old targets of a layout, by a loop over users."""
-    new_targets, old_targets = set(), set()
+    new_targets: set[int] = set()
+    old_targets: set[int] = set()
     for user in range(1, dataset.num_users + 1):
         events = dataset.items[(dataset.users == user) & (dataset.split == TRAIN)].tolist()
         first = 0 if name == "pairs" else 1
