@@ -30,7 +30,7 @@ def test_neighbours_are_counted_on_both_sides_within_a_user_and_in_training_alon
     data = dataset_of([*user1, *user2], num_items=5)
     # Item 3 has 1 and 2 around it, then 2 and 2; item 5 has item 3 alone, which is new itself.
     found = by_neighbours(data, rows, 9, 1).toarray()
-    np.testing.assert_allclose(found, [[0, 0, 0, 0, 0, 0, 0.75, 0.25, 0], [0] * 9])
+    np.testing.assert_allclose(found, [[0.0] * 6 + [0.75, 0.25, 0.0], [0.0] * 9])
     # Within three events, each of the first two 3s has 1, 2 and 2 around it.
     found = by_neighbours(data, rows, 9, 3).toarray()
     np.testing.assert_allclose(found[0], [0, 0, 0, 0, 0, 0, 4 / 6, 2 / 6, 0])
