@@ -76,6 +76,12 @@ flags.DEFINE_bool(
     "Add the events of --input to the dataset in --output, with the recipe that it was prepared "
     "with. Its indices stay; new users and items come after them.",
 )
+flags.DEFINE_string(
+    "vocabulary",
+    None,
+    "Directory of a dataset or of a run whose users and items come first, in their order, with "
+    "events or without: what is retired keeps its row when a model moves to the new dataset.",
+)
 flags.DEFINE_bool("overwrite", False, "Replace a dataset that is there already.")
 flags.DEFINE_string(
     "local", None, "For a named --input, a copy of its archive: no network is used."
@@ -101,6 +107,7 @@ def main() -> None:
         engine=FLAGS.engine,
         memory_limit=FLAGS.memory_limit,
         append=FLAGS.append,
+        vocabulary=FLAGS.vocabulary,
         overwrite=FLAGS.overwrite,
         local=FLAGS.local,
         downloads=FLAGS.downloads,

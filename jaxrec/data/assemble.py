@@ -40,6 +40,20 @@ ARRAYS: dict[str, np.dtype] = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class First:
+    """Users and items that come first in the vocabularies, whether they have events or not.
+
+    Attributes:
+      users, items: their vocabularies.
+      anew: whether metadata that is given takes the place of theirs; otherwise it is for new ids.
+    """
+
+    users: pd.DataFrame
+    items: pd.DataFrame
+    anew: bool = False
+
+
 class Sink:
     """Takes the arrays of a dataset from front to back and takes their fingerprints on the way.
 
@@ -102,6 +116,7 @@ def assemble(
     directory: Path | None = None,
     shard_events: int = SHARD_EVENTS,
     earlier: Dataset | None = None,
+    first: First | None = None,
 ) -> Dataset:
     """Makes the dataset of the events that are left, in memory or in a directory.
 
@@ -115,7 +130,8 @@ def assemble(
       sources: what the manifest says of the files that the log came from.
       directory: where the files go; None keeps the arrays in memory.
       shard_events: events in a file.
-      earlier: the dataset that the events were appended to, whose ids come first.
+      earlier: the dataset that the events were appended to.
+      first: whose ids come first, `earlier`'s or others.
 
     Returns:
       The dataset. With a directory its arrays are empty, and `open_dataset` opens the true one.
@@ -124,9 +140,11 @@ def assemble(
       UserError: when nothing is left for training, or metadata does not fit.
       OSError: when the disk does not take the files.
     """
+    known = (None, None) if first is None else (first.users, first.items)
+    anew = first is not None and first.anew
     tables = (
-        _vocabulary(user_ids[kept.users], users, recipe.user_column, earlier, "user"),
-        _vocabulary(item_ids[kept.items], items, recipe.item_column, earlier, "item"),
+        _vocabulary(user_ids[kept.users], users, recipe.user_column, known[0], anew=anew),
+        _vocabulary(item_ids[kept.items], items, recipe.item_column, known[1], anew=anew),
     )
     times = {name: events[name] for name in ("user", "item", "time") if name in events}
     cuts = None
@@ -224,11 +242,10 @@ def _write_rest(dataset: Dataset, offsets: np.ndarray, directory: Path) -> None:
 
 
 def _vocabulary(
-    ids: pd.Index, table: Table | None, key: str, earlier: Dataset | None, role: str
+    ids: pd.Index, table: Table | None, key: str, known: pd.DataFrame | None, *, anew: bool
 ) -> pd.DataFrame:
-    if earlier is None:
+    if known is None or (anew and table is not None):
         return _with_metadata(ids, table, key)
-    known: pd.DataFrame = getattr(earlier, f"{role}_vocabulary")
     fresh = _with_metadata(ids[len(known) :], table, key)
     return pd.concat([known, fresh], ignore_index=True) if len(fresh) else known
 

@@ -9,16 +9,18 @@ from typing import Any, Unpack
 import pandas as pd
 
 from jaxrec.data.append import merge, recipe_of
-from jaxrec.data.assemble import Table, assemble
+from jaxrec.data.assemble import First, Table, assemble
 from jaxrec.data.dataset import SHARD_EVENTS, Dataset, open_dataset
 from jaxrec.data.downloads import NAMES, default_directory, fetch
 from jaxrec.data.engines import PandasEngine, open_engine
 from jaxrec.data.histories import apply_rules
 from jaxrec.data.readers import check_columns, check_files, find_files
 from jaxrec.data.recipe import Options, Recipe
+from jaxrec.data.replay import TRAINING_EVENTS
 from jaxrec.data.spool import Log
 from jaxrec.data.store import appearing, check_output
 from jaxrec.data.synthetic import synthetic
+from jaxrec.data.vocabulary import read_vocabularies
 from jaxrec.typing import UserError
 
 type Source = str | Path | Sequence[str | Path] | pd.DataFrame
@@ -62,6 +64,7 @@ def prepare(
     memory_limit: str | None = None,
     shard_events: int | None = None,
     append: bool = False,
+    vocabulary: str | Path | None = None,
     overwrite: bool = False,
     local: str | Path | None = None,
     downloads: str | Path | None = None,
@@ -84,6 +87,9 @@ def prepare(
       append: add the events to the dataset in `output`, with the recipe that it was prepared with.
         Its indices stay, and new ids come after them. A temporal split keeps its cuts, unless
         `valid_from` and `test_from` are given; the other splits are made anew.
+      vocabulary: directory of a dataset, or workdir of a run, whose users and items come first, in
+        their order, whether they have events or not: what is retired keeps its rows. New ids come
+        after them. Their metadata stays unless `items` or `users` are given.
       overwrite: replace a dataset that is there already.
       local: for a named source, a copy of its archive, instead of the network.
       downloads: where named sources are kept; None means the user's cache directory.
@@ -99,10 +105,15 @@ def prepare(
     """
     if append and overwrite:
         raise UserError("say append or overwrite, not both.")
+    if append and vocabulary is not None:
+        raise UserError(
+            "append keeps the vocabulary of the dataset in output; leave vocabulary out."
+        )
     if shard_events is not None and shard_events < 1:
         raise UserError(f"shard_events is {shard_events}; it must be 1 or more.")
     path = Path(output) if append else check_output(output, overwrite=overwrite)
     earlier = open_dataset(path) if append else None
+    first = _first(earlier, vocabulary)
     name = _named(source)
     if memory_limit is not None and (name or isinstance(source, pd.DataFrame)):
         raise UserError(
@@ -135,8 +146,8 @@ def prepare(
             shard_events=shard_events or size,
             progress=progress,
         )
-        log = _read(given, recipe, means, earlier)
-        _make(log, given, recipe, means, earlier)
+        log = _read(given, recipe, means, first)
+        _make(log, given, recipe, means, earlier, first)
     return open_dataset(path)
 
 
@@ -169,14 +180,25 @@ class _Means:
         return self.work / name
 
 
-def _read(given: _Given, recipe: Recipe, means: _Means, earlier: Dataset | None = None) -> Log:
+def _first(earlier: Dataset | None, vocabulary: str | Path | None) -> First | None:
+    """Returns the users and items that come first."""
+    if earlier is not None:
+        return First(users=earlier.user_vocabulary, items=earlier.item_vocabulary)
+    if vocabulary is None:
+        return None
+    frames = read_vocabularies(vocabulary)
+    users = frames["user"].drop(columns=TRAINING_EVENTS, errors="ignore")
+    return First(users=users, items=frames["item"], anew=True)
+
+
+def _read(given: _Given, recipe: Recipe, means: _Means, first: First | None = None) -> Log:
     from jaxrec.data.clean import read_log  # loads Narwhals, which training does not need
 
     known: dict[str, Any] = {}
-    if earlier is not None:
+    if first is not None:
         known = {
-            "known_users": pd.Index(earlier.user_vocabulary["id"]),
-            "known_items": pd.Index(earlier.item_vocabulary["id"]),
+            "known_users": pd.Index(first.users["id"]),
+            "known_items": pd.Index(first.items["id"]),
         }
     rest = {"directory": means.directory("log"), "progress": means.progress, **known}
     if isinstance(given.log, pd.DataFrame):
@@ -190,13 +212,18 @@ def _read(given: _Given, recipe: Recipe, means: _Means, earlier: Dataset | None 
 
 
 def _make(
-    log: Log, given: _Given, recipe: Recipe, means: _Means, earlier: Dataset | None = None
+    log: Log,
+    given: _Given,
+    recipe: Recipe,
+    means: _Means,
+    earlier: Dataset | None = None,
+    first: First | None = None,
 ) -> Dataset:
-    events, report, old = log.events, log.report, (0, 0)
+    events, report = log.events, log.report
+    old = (0, 0) if first is None else (len(first.users), len(first.items))
     if earlier is not None:
         events = merge(earlier, log, recipe, means.directory("merged"))
         log.events.remove()
-        old = (earlier.num_users, earlier.num_items)
         report = report.joined(len(events), len(log.users), len(log.items))
     kept = apply_rules(
         events.columns,
@@ -221,6 +248,7 @@ def _make(
         directory=means.output,
         shard_events=means.shard_events,
         earlier=earlier,
+        first=first,
     )
 
 

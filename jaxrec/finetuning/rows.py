@@ -1,7 +1,7 @@
 """What the rows of new things start with: sparse mixtures of the rows of old ones."""
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,8 @@ from scipy import sparse
 from jaxrec.data.dataset import TRAIN, Dataset
 from jaxrec.data.spool import Column, whole_users
 from jaxrec.typing import UserError
+
+type _Block = np.ndarray | sparse.csr_array
 
 _CELLS = 1 << 24  # similarities held at a time
 _ROWS = 1 << 20  # rows of a table that are looked at together
@@ -65,11 +67,17 @@ def by_content(
     Raises:
       UserError: when the vocabularies have no metadata in common that can be compared.
     """
-    known, wanted = content(old, new.iloc[np.flatnonzero(rows[1:] < 0)])
+    fresh = np.flatnonzero(rows[1:] < 0)
+    blocks = content(old, new.iloc[fresh])
+    # Of all blocks together, a row has as many units of length as it has blocks.
+    lengths = [np.sqrt(sum(_has(side) for side in sides)) for sides in zip(*blocks, strict=True)]
+    known, wanted = (np.where(length > 0, length, 1).astype(np.float32) for length in lengths)
     parts, nearest = [], min(nearest, len(old))
     step = max(1, _CELLS // max(1, len(old)))
-    for start in range(0, wanted.shape[0], step):
-        alike = (wanted[start : start + step] @ known.T).toarray().clip(min=0)
+    for start in range(0, len(fresh), step):
+        part = slice(start, start + step)
+        alike = sum(_dense(new_side[part] @ old_side.T) for old_side, new_side in blocks)
+        alike = (alike / known / wanted[part, None]).clip(min=0)
         chosen = np.argpartition(-alike, nearest - 1, axis=1)[:, :nearest]
         weights = np.take_along_axis(alike, chosen, axis=1)
         at = np.repeat(np.arange(len(chosen)), nearest), chosen.ravel() + 1
@@ -82,13 +90,13 @@ def by_content(
     return _to_one(sparse.csr_array(sparse.vstack(parts)))
 
 
-def content(old: pd.DataFrame, new: pd.DataFrame) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Returns content vectors of two vocabularies, (rows, features) of length 1, or 0 without any.
+def content(old: pd.DataFrame, new: pd.DataFrame) -> Sequence[tuple[_Block, _Block]]:
+    """Returns content vectors of two vocabularies, a pair of (rows, features) for each column.
 
-    Each column that both have and that can be compared is a block of features of equal weight:
-    lists of numbers, all as long, are vectors; texts, split at "|", and lists of texts are sets of
-    attributes, of which those count that some old item has. A column whose values all differ, such
-    as a title, says nothing and is left out.
+    Rows have length 1, or 0 without any content. Columns count that both have and that can be
+    compared: lists of numbers, all as long, are vectors; texts, split at "|", and lists of texts
+    are sets of attributes, of which those count that some old item has. A column whose values all
+    differ, such as a title, says nothing and is left out.
 
     Raises:
       UserError: when there is no such column.
@@ -110,23 +118,32 @@ def content(old: pd.DataFrame, new: pd.DataFrame) -> tuple[sparse.csr_array, spa
             "or attributes of the items to scripts/prepare.py with --items=FILE, or choose "
             "--new_rows=neighbours."
         )
-    first, second = (sparse.csr_array(sparse.hstack(side)) for side in zip(*blocks, strict=True))
-    return _unit(first), _unit(second)
+    return blocks
 
 
-def _vectors(old: pd.Series, new: pd.Series) -> tuple[sparse.csr_array, sparse.csr_array] | None:
+def _has(rows: _Block) -> np.ndarray:
+    """Returns which rows are not zero, as 0 or 1."""
+    if isinstance(rows, np.ndarray):
+        return rows.any(axis=1).astype(np.int32)
+    return (np.diff(rows.indptr) > 0).astype(np.int32)
+
+
+def _dense(products: Any) -> np.ndarray:
+    return products if isinstance(products, np.ndarray) else products.toarray()
+
+
+def _vectors(old: pd.Series, new: pd.Series) -> tuple[np.ndarray, np.ndarray] | None:
     columns = [[_numbers(value) for value in column] for column in (old, new)]
     widths = {len(value) for column in columns for value in column if value is not None}
-    if len(widths) != 1 or 0 in widths:
+    if len(widths) != 1:
         return None
-    (width,) = widths
-    zero = np.zeros(width, np.float32)
-    tables = (np.stack([zero if v is None else v for v in c]) if c else None for c in columns)
-    first, second = (
-        sparse.csr_array((0, width) if table is None else table, dtype=np.float32)
-        for table in tables
-    )
-    return _unit(first), _unit(second)
+    tables = [np.zeros((len(column), *widths), np.float32) for column in columns]
+    for table, column in zip(tables, columns, strict=True):
+        for row, value in zip(table, column, strict=True):
+            row[:] = 0 if value is None else value
+        lengths = np.linalg.norm(table, axis=1, keepdims=True)
+        table /= np.where(lengths > 0, lengths, 1)
+    return tables[0], tables[1]
 
 
 def _numbers(value: object) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from jaxrec import config as configs
 from jaxrec.data import Dataset, Replay, open_dataset, prepare
 from jaxrec.data.dataset import SPLITS
 from jaxrec.data.readers import find_files
+from jaxrec.data.vocabulary import path_in_workdir
 from jaxrec.finetuning.comparison import compare, measure
 from jaxrec.finetuning.growth import Growth, grow
-from jaxrec.finetuning.source import Source, open_source
+from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment, load_config, load_trained
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first
 from jaxrec.training.state import TrainState
-from jaxrec.training.vocabularies import path_of
 from jaxrec.typing import UserError
 
 _COUNTS = ("num_items", "num_users")
@@ -72,34 +72,35 @@ def finetune(
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
     begun = _begun(workdir)
     with open_source(source, dataset, step=begun.get("step") if step is None else step) as opened:
-        origin = {
+        origin: dict[str, Any] = {
             "source": str(source.absolute()),
             "step": opened.step,
             "fingerprints": dict(opened.fingerprints),
             "growth": configs.to_dict(growth),
         }
-        _check_origin(workdir, begun, origin)
-        config = source_config(source) if config is None else config
-        if replay is not None:
-            config = _replayed(config, replay, opened, dataset)
-        split = _split(dataset)
+    _check_origin(workdir, begun, origin)
+    config = source_config(source) if config is None else config
+    if replay is not None:
+        config = _replayed(config, replay, source, origin["fingerprints"], dataset)
+    split = _split(dataset)
 
-        def start(born: TrainState) -> TrainState:
-            experiment = Experiment.of(config, dataset)
+    def start(born: TrainState) -> TrainState:
+        experiment = Experiment.of(config, dataset)
+        with open_source(source, dataset, step=origin["step"]) as opened:
             grown = grow(opened, experiment, born, growth)
+        if is_first():
+            taken = dataclasses.asdict(grown.report)
+            text = json.dumps(origin | {"taken": taken}, indent=2) + "\n"
+            configs.write_whole(workdir / "source.json", text)
+            if not quiet:
+                print(f"from {source}, step {origin['step']:,}:\n{grown.report}", flush=True)
+        if split is not None:
+            before = measure(experiment, grown.state.used, split)
             if is_first():
-                taken = dataclasses.asdict(grown.report)
-                text = json.dumps(origin | {"taken": taken}, indent=2) + "\n"
-                configs.write_whole(workdir / "source.json", text)
-                if not quiet:
-                    print(f"from {source}, step {opened.step:,}:\n{grown.report}", flush=True)
-            if split is not None:
-                before = measure(experiment, grown.state.used, split)
-                if is_first():
-                    _save_array(workdir / "before.npy", before)
-            return grown.state
+                _save_array(workdir / "before.npy", before)
+        return grown.state
 
-        result = train(config, data, workdir, start=start, quiet=quiet)
+    result = train(config, data, workdir, start=start, quiet=quiet)
     if split is None:
         return result
     experiment, params, _ = load_trained(workdir, dataset)
@@ -164,18 +165,21 @@ def _without_counts(config: Any) -> Any:
 
 
 def _replayed(
-    config: ExperimentConfig, fraction: float, source: Source, dataset: Dataset
+    config: ExperimentConfig,
+    fraction: float,
+    source: Path,
+    fingerprints: Mapping[str, str],
+    dataset: Dataset,
 ) -> ExperimentConfig:
-    manifest = dataset.manifest
-    past = source.fingerprints["data_fingerprint"]
+    manifest, past = dataset.manifest, fingerprints["data_fingerprint"]
     if past not in [manifest.fingerprint, *(step["parent"] for step in manifest.lineage)]:
         raise UserError(
-            f"--replay wants a dataset that was made by appending to the one that {source.workdir} "
+            f"--replay wants a dataset that was made by appending to the one that {source} "
             f"was trained on (fingerprint {past[:12]}), to know which events are new; this one was "
             "not. Append with --append or scripts/prepare.py --append, or leave --replay out."
         )
     inner = config.data.data if isinstance(config.data, Replay) else config.data
-    since = str(path_of(source.workdir, "user").absolute())
+    since = str(path_in_workdir(source, "user").absolute())
     return dataclasses.replace(config, data=Replay(data=inner, since=since, fraction=fraction))
 
 

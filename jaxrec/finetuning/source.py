@@ -11,13 +11,14 @@ import optax
 import pandas as pd
 
 from jaxrec.data.dataset import Dataset
+from jaxrec.data.vocabulary import ROLES
 from jaxrec.functional import functional_of
 from jaxrec.paths import flatten
 from jaxrec.training.checkpoints import SKIP, Checkpoints, open_checkpoint
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment, load_config
 from jaxrec.training.state import abstract_state
-from jaxrec.training.vocabularies import ROLES, load_vocabulary
+from jaxrec.training.vocabularies import load_vocabulary
 
 _FINGERPRINTS = ("item_fingerprint", "user_fingerprint", "data_fingerprint")
 

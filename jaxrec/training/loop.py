@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import SPLITS, Dataset, open_dataset
+from jaxrec.data.vocabulary import ROLES, path_in_workdir
 from jaxrec.paths import divide, flatten
 from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ from jaxrec.training.state import (
     init_state,
 )
 from jaxrec.training.step import make_step
-from jaxrec.training.vocabularies import ROLES, path_of, save_vocabularies
+from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Batch, Stopped, UserError
 
 
@@ -173,7 +174,8 @@ class _Run:
             self.at = self._resume()
             if is_first():
                 configs.save(self.experiment.config, self.workdir / "config.json")
-                if not (self.at and all(path_of(self.workdir, r).exists() for r in ROLES)):
+                there = all(path_in_workdir(self.workdir, role).exists() for role in ROLES)
+                if not (self.at and there):
                     save_vocabularies(self.experiment.dataset, self.workdir)
                 self.log = stack.enter_context(MetricsLog(self.workdir, step=self.at))
             self.progress = stack.enter_context(Progress(self.total, self.at, quiet=self.quiet))

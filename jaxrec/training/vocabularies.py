@@ -17,15 +17,8 @@ import pyarrow as pa
 from jaxrec.data.dataset import Dataset, vocabulary_fingerprint
 from jaxrec.data.replay import TRAINING_EVENTS
 from jaxrec.data.training_events import training_counts
-from jaxrec.data.vocabulary import id_texts
+from jaxrec.data.vocabulary import id_texts, path_in_workdir
 from jaxrec.typing import UserError
-
-ROLES = ("user", "item")
-
-
-def path_of(workdir: str | Path, role: str) -> Path:
-    """Returns where a workdir holds the vocabulary of "user" or "item"."""
-    return Path(workdir) / "vocabularies" / f"{role}.parquet"
 
 
 def save_vocabularies(dataset: Dataset, workdir: str | Path) -> None:
@@ -35,11 +28,11 @@ def save_vocabularies(dataset: Dataset, workdir: str | Path) -> None:
     """
     users = dataset.user_vocabulary[["id"]].copy()
     users[TRAINING_EVENTS] = training_counts(dataset)[1:]
-    _write(users, path_of(workdir, "user"))
+    _write(users, path_in_workdir(workdir, "user"))
     try:
-        _write(dataset.item_vocabulary, path_of(workdir, "item"))
+        _write(dataset.item_vocabulary, path_in_workdir(workdir, "item"))
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        _write(dataset.item_vocabulary[["id"]], path_of(workdir, "item"))
+        _write(dataset.item_vocabulary[["id"]], path_in_workdir(workdir, "item"))
 
 
 def load_vocabulary(workdir: str | Path, role: str, fingerprint: str) -> pd.DataFrame:
@@ -51,7 +44,7 @@ def load_vocabulary(workdir: str | Path, role: str, fingerprint: str) -> pd.Data
     Raises:
       UserError: when the file is absent, damaged, of another vocabulary, or has an id twice.
     """
-    path = path_of(workdir, role)
+    path = path_in_workdir(workdir, role)
     if not path.is_file():
         raise UserError(
             f"{path} does not exist, so nobody knows which {role}s the rows of the tables stand "

@@ -325,3 +325,33 @@ def test_a_memory_limit_is_refused_where_nothing_reads_it(
     with pytest.raises(UserError, match="memory_limit=4GB is for files that DuckDB reads"):
         prepare(source, tmp_path / "out", memory_limit="4GB")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_comes_first_whether_it_has_events_or_not(tmp_path: Path) -> None:
+    """By hand: items 1 and 2 and user x retire, item 3 stays, items 0 and 9 are new."""
+    old = pd.DataFrame({"user_id": ["x", "y", "y"], "item_id": [1, 2, 3], "t": [1, 2, 3]})
+    titles = pd.DataFrame({"item_id": [1, 2, 3, 9], "title": ["one", "two", "three", "nine"]})
+    new = pd.DataFrame({"user_id": ["y", "a", "a"], "item_id": [9, 3, 0], "t": [4, 5, 6]})
+    prepare(old, tmp_path / "old", time_column="t", items=titles)
+    for number, items in enumerate((None, titles.iloc[::-1].assign(title=lambda f: f.title + "!"))):
+        data = prepare(
+            *(new, tmp_path / f"new{number}"),
+            time_column="t",
+            vocabulary=tmp_path / "old",
+            items=items,
+            min_item_events=1,
+        )
+        assert data.item_vocabulary["id"].tolist() == ["1", "2", "3", "0", "9"]
+        assert data.user_vocabulary["id"].tolist() == ["x", "y", "a"]
+        assert (data.users.tolist(), data.items.tolist()) == ([2, 3, 3], [5, 3, 4])
+        assert np.asarray(data.offsets).tolist() == [0, 0, 0, 1, 3]
+        mark = "!" if number else ""
+        assert data.item_vocabulary["title"].tolist()[:3] == [
+            f"{t}{mark}" for t in titles.title[:3]
+        ]
+        assert data.manifest.lineage == []
+    assert data.item_vocabulary["title"].iloc[4] == "nine!"
+    with pytest.raises(UserError, match="holds no vocabulary of users"):
+        prepare(new, tmp_path / "b", time_column="t", vocabulary=tmp_path)
+    with pytest.raises(UserError, match="leave vocabulary out"):
+        prepare(new, tmp_path / "old", append=True, vocabulary=tmp_path / "old")

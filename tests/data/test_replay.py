@@ -57,7 +57,8 @@ def targets(batches: Any, epoch: int) -> Counter[int]:
 
 def expected(dataset: Dataset, old: np.ndarray, name: str) -> tuple[set[int], set[int]]:
     """The new and the old targets of a layout, by a loop over users."""
-    new_targets, old_targets = set(), set()
+    new_targets: set[int] = set()
+    old_targets: set[int] = set()
     for user in range(1, dataset.num_users + 1):
         events = dataset.items[(dataset.users == user) & (dataset.split == TRAIN)].tolist()
         first = 0 if name == "pairs" else 1
@@ -115,14 +116,12 @@ def test_batches_depend_on_the_step_alone_and_come_in_parts(
         whole = batches.batch(step)
         chex.assert_trees_all_equal(whole, again.batch(step))
         parts = [again.batch(step, slice(start, start + 2)) for start in (0, 2)]
-        joined = Batch(
-            **{
-                field.name: np.concatenate([getattr(part, field.name) for part in parts])
-                for field in dataclasses.fields(Batch)
-                if getattr(whole, field.name) is not None
-            }
-        )
-        chex.assert_trees_all_equal(whole, joined)
+        fields: dict[str, Any] = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(Batch)
+            if getattr(whole, field.name) is not None
+        }
+        chex.assert_trees_all_equal(whole, Batch(**fields))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -25,7 +25,8 @@ type ConfigOf = Callable[..., ExperimentConfig]
 
 def test_a_workdir_holds_what_the_contract_says(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert names == {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "result.json"}
+    made = {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "result.json"}
+    assert names == made | {"vocabularies"}
     result = json.loads((trained / "result.json").read_text())
     assert {"valid", "test", "throughput", "steps", "epochs", "wall_s"} <= result.keys()
     assert {"ndcg@5", "recall@10"} <= result["valid"].keys() & result["test"].keys()
