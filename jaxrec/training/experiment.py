@@ -91,6 +91,10 @@ class Experiment:
         spelt = [path for pattern in patterns for path in named.get(pattern, (pattern,))]
         return select(spelt, there, option="config.training.trained")
 
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """Returns the optimiser for a run of so many steps."""
+        return self.config.optimizer.build(steps, self.model.layers)
+
     def plan(self, optimizer: optax.GradientTransformation, mesh: Mesh) -> Plan:
         """Returns where everything goes on these devices. Raises UserError when it does not fit."""
         shapes = abstract_state(self.model, optimizer, **self.state_options)
@@ -306,7 +310,7 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
     of the config, or on one device where there is no such mesh.
     """
     config = experiment.config
-    optimizer = config.optimizer.build(10**9)
+    optimizer = experiment.optimizer(10**9)
     where: dict[str, Any] = {}
     try:
         mesh = config.mesh.build()

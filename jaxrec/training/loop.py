@@ -15,6 +15,8 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import SPLITS, Dataset, open_dataset
+from jaxrec.optim import with_start
+from jaxrec.paths import divide
 from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
@@ -141,7 +143,7 @@ class _Run:
     def _born(self) -> tuple[TrainState, Step]:
         """Plans where everything goes, says so, and makes it."""
         config, model = self.experiment.config, self.experiment.model
-        optimizer, average = config.optimizer.build(self.total), self.config.average
+        optimizer, average = self.experiment.optimizer(self.total), self.config.average
         kept = self.experiment.state_options
         plan = self.experiment.plan(optimizer, self.mesh)
         if not self.quiet:
@@ -180,7 +182,11 @@ class _Run:
     def _resume(self) -> int:
         steps = self.checkpoints.steps()
         if not steps:
-            self.state = self.start(self.state) if self.start else self.state
+            if self.start:
+                state = self.start(self.state)
+                moving, _ = divide(state.params, self.experiment.trained)
+                optimizer = with_start(state.optimizer, moving)
+                self.state = dataclasses.replace(state, optimizer=optimizer)
             return 0
         meta = self.checkpoints.meta(steps[-1])
         check_same(meta, self.experiment, resume=True)
