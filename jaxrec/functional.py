@@ -2,7 +2,7 @@
 
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,8 @@ class Functional(NamedTuple):
       tables: by name of an embedding table, the batch fields that index it.
       layers: from input to output, the beginnings of the paths of each layer's parameters; empty
         when the module does not say.
+      frozen: paths of parameters that training leaves as they are, such as those of a trunk under
+        adapters, or what is known of items; empty when the module does not say.
     """
 
     init: Callable[[jax.Array], Params]
@@ -32,6 +34,7 @@ class Functional(NamedTuple):
     bind: Callable[..., Any]
     tables: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
     layers: tuple[tuple[str, ...], ...] = ()
+    frozen: frozenset[str] = frozenset()
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -79,13 +82,16 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
         filled = [(path, leaf.replace(leaves[_name(path)])) for path, leaf in flat]
         return nnx.merge(graph, nnx.from_flat_state(filled))
 
-    return _of(init, bind, getattr(abstract, "tables", {}), _layers(abstract, paths))
+    made = _of(init, bind, getattr(abstract, "tables", {}), _layers(abstract, paths))
+    return made._replace(frozen=frozenset(getattr(abstract, "frozen", ())))
 
 
 def reparametrise(
     model: Functional,
     init: Callable[[jax.Array], Params],
     expand: Callable[[Params, jax.Array | None], Params],
+    *,
+    frozen: Iterable[str] = (),
 ) -> Functional:
     """Returns the model as a function of other parameters, such as adapters or codes.
 
@@ -94,12 +100,13 @@ def reparametrise(
       init: `init(key)` gives the new parameters.
       expand: `expand(params, key)` gives those of the model; the key is None in evaluation. It is
         part of every compiled call, so it should cost little beside the model.
+      frozen: paths of the new parameters that training leaves as they are.
     """
 
     def bind(params: Params, key: jax.Array | None = None) -> Any:
         return model.bind(expand(params, key))
 
-    return _of(init, bind, model.tables, model.layers)
+    return _of(init, bind, model.tables, model.layers)._replace(frozen=frozenset(frozen))
 
 
 def functional_of(config: Any) -> Functional:
@@ -120,8 +127,11 @@ def _of(init: Any, bind: Any, tables: Any, layers: Any) -> Functional:
     return Functional(init, apply, bind, tables, layers)
 
 
-def _layers(module: Any, paths: Iterable[str]) -> tuple[tuple[str, ...], ...]:
-    """Returns what the module says of its layers, without the beginnings that no path has."""
+def _layers(module: Any, paths: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """Returns what the module says of its layers, without the beginnings that no path has.
+
+    Parameters that it does not speak of, such as heads that were put on it, are the last layer.
+    """
     layers = getattr(module, "layers", ())
     if not (isinstance(layers, tuple) and all(isinstance(layer, tuple) for layer in layers)):
         return ()  # a list of submodules by this name
@@ -129,6 +139,9 @@ def _layers(module: Any, paths: Iterable[str]) -> tuple[tuple[str, ...], ...]:
         tuple(start for start in layer if any(f"{path}/".startswith(f"{start}/") for path in paths))
         for layer in layers
     ]
+    spoken_of = {start.partition("/")[0] for layer in there for start in layer}
+    others = {path.partition("/")[0] for path in paths} - spoken_of
+    there.append(tuple(sorted(others)) if spoken_of else ())
     return tuple(layer for layer in there if layer)
 
 

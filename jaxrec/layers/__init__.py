@@ -1,11 +1,13 @@
 """Layers that models are built from; blind to losses, optimisers and training."""
 
 from jaxrec.layers.attention import SelfAttention, causal_mask, rotary
+from jaxrec.layers.content import ContentEmbedding
 from jaxrec.layers.dropout import dropout, split_key
 from jaxrec.layers.embedding import Embedding, Table
 from jaxrec.layers.feedforward import FeedForward, SwiGLU
 
 __all__ = [
+    "ContentEmbedding",
     "Embedding",
     "FeedForward",
     "SelfAttention",

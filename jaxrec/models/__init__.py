@@ -1,7 +1,8 @@
 """Models: one family member a file, each with a frozen `Config` and a module."""
 
 from jaxrec.models import matrix_factorization, sasrec
+from jaxrec.models.content import WithContent
 from jaxrec.models.matrix_factorization import MatrixFactorization
 from jaxrec.models.sasrec import SASRec
 
-__all__ = ["MatrixFactorization", "SASRec", "matrix_factorization", "sasrec"]
+__all__ = ["MatrixFactorization", "SASRec", "WithContent", "matrix_factorization", "sasrec"]

@@ -83,13 +83,19 @@ class Experiment:
         Raises:
           UserError: when `training.trained` names what the model does not have.
         """
-        patterns = self.config.training.trained
-        if not patterns:
+        patterns, frozen = self.config.training.trained, self.model.frozen
+        if not patterns and not frozen:
             return None
         there = flatten(jax.eval_shape(self.model.init, jax.random.key(0)))
         named = {"head": self.catalogue}
         spelt = [path for pattern in patterns for path in named.get(pattern, (pattern,))]
-        return select(spelt, there, option="config.training.trained")
+        chosen = select(spelt or ["*"], there, option="config.training.trained") - frozen
+        if not chosen:
+            raise UserError(
+                f"config.training.trained={patterns} leaves nothing to train: the model holds all "
+                f"of it fixed. Name others, such as {min(there.keys() - frozen, default=None)!r}."
+            )
+        return chosen
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
         """Returns the optimiser for a run of so many steps."""
@@ -177,9 +183,11 @@ class Experiment:
             return
         table = params[name]["table"]
         for start in range(0, len(table), _BLOCK_ROWS):
-            block = Slices({}, {}).take(params) | {
-                name: {"table": table[start : start + _BLOCK_ROWS]}
+            rows = {
+                key: leaf[start : start + _BLOCK_ROWS] if isinstance(leaf, np.ndarray) else leaf
+                for key, leaf in params[name].items()
             }
+            block = Slices({}, {}).take(params) | {name: rows}
             yield self._jitted("item_vectors", None)(block)
 
     def _split_items(self, params: Params, mesh: Mesh | None) -> tuple[str | None, ...]:
@@ -321,7 +329,6 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
         if mesh.size > 1:
             where = {"mesh": mesh, "layout": layout}
     shapes = abstract_state(experiment.model, optimizer, **experiment.state_options, **where)
-    averaged, rest = divide(shapes.params, flatten(shapes.average))
 
     def choose(path: Any, leaf: Any) -> Any:
         return np.empty(leaf.shape, leaf.dtype) if table_of(path) in layout.on_host else leaf
@@ -329,14 +336,10 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
     def skip(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: SKIP, tree)
 
-    return jax.tree_util.tree_map_with_path(
-        choose,
-        dataclasses.replace(
-            shapes,
-            params=unite(rest, skip(averaged)),
-            optimizer=skip(shapes.optimizer),
-        ),
-        is_leaf=lambda leaf: leaf is SKIP,
+    shapes = jax.tree_util.tree_map_with_path(choose, shapes)
+    averaged, rest = divide(shapes.params, flatten(shapes.average))
+    return dataclasses.replace(
+        shapes, params=unite(rest, skip(averaged)), optimizer=skip(shapes.optimizer)
     )
 
 
