@@ -26,7 +26,7 @@ class Functional(NamedTuple):
       layers: from input to output, the beginnings of the paths of each layer's parameters; empty
         when the module does not say.
       frozen: paths of parameters that training leaves as they are, such as those of a trunk under
-        adapters.
+        adapters, or what is known of items; empty when the module does not say.
     """
 
     init: Callable[[jax.Array], Params]
@@ -82,7 +82,8 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
         filled = [(path, leaf.replace(leaves[_name(path)])) for path, leaf in flat]
         return nnx.merge(graph, nnx.from_flat_state(filled))
 
-    return _of(init, bind, getattr(abstract, "tables", {}), _layers(abstract, paths))
+    made = _of(init, bind, getattr(abstract, "tables", {}), _layers(abstract, paths))
+    return made._replace(frozen=frozenset(getattr(abstract, "frozen", ())))
 
 
 def reparametrise(

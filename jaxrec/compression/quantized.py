@@ -135,7 +135,7 @@ class QuantizationAware:
                 {path: stored[path].imitate(leaf) for path, leaf in flatten(params).items()}
             )
 
-        return reparametrise(inner, inner.init, expand)
+        return reparametrise(inner, inner.init, expand, frozen=inner.frozen)
 
 
 def quantize(params: Params, config: Quantized) -> Params:

@@ -1,6 +1,7 @@
 """From raw logs to datasets on disk and batches: readers, cleaning, splits, public data sets."""
 
 from jaxrec.data.batches import SequenceData
+from jaxrec.data.content import write_content
 from jaxrec.data.dataset import TEST, TRAIN, VALID, Dataset, Manifest, open_dataset
 from jaxrec.data.downloads import fetch
 from jaxrec.data.pairs import PairData
@@ -28,4 +29,5 @@ __all__ = [
     "open_dataset",
     "prepare",
     "synthetic",
+    "write_content",
 ]

@@ -76,7 +76,7 @@ class LoRA:
         trunk = functional_of(self.model)
         shapes = flatten(jax.eval_shape(trunk.init, jax.random.key(0)))
         matrices = self._matrices(shapes)
-        trained = select(self.also, shapes, option="lora.also")
+        trained = select(self.also, shapes, option="lora.also") - trunk.frozen
 
         def init(key: jax.Array) -> Params:
             new = {}

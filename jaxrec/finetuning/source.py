@@ -78,7 +78,7 @@ def open_source(
         config, meta = load_config(workdir), checkpoints.meta(step)
         experiment = Experiment(config, dataset, functional_of(config.model))
         shapes = abstract_state(
-            experiment.model, config.optimizer.build(10**9), **experiment.state_options
+            experiment.model, experiment.optimizer(10**9), **experiment.state_options
         )
         leaves, structure = jax.tree.flatten(shapes)
         numbers = jax.tree.unflatten(structure, range(len(leaves)))

@@ -9,6 +9,7 @@ import optax
 from jaxrec.optim.clipping import clip_by_global_norm
 from jaxrec.optim.rowwise import scale_by_rowwise_rss
 from jaxrec.optim.touched import table_of
+from jaxrec.optim.transfer import Layers, add_l2_to_start, scale_by_layer, unfreeze_layers
 from jaxrec.typing import Params, UserError
 
 
@@ -29,6 +30,13 @@ class OptimizerConfig:
       decay_tables: whether embedding tables decay as well. In a touched-rows step a row decays
         only when a batch touches it.
       clip_norm: largest global norm of a gradient; 0 does not clip.
+      l2_to_start: weight of the pull towards the parameters that training starts with (L2-SP,
+        arXiv 1802.01483), added to gradients once they are clipped; 0 has none. In a touched-rows
+        step a row is pulled only when a batch touches it.
+      layer_decay: factor of the learning rate from each layer to the one below, above 0; 1 has one
+        rate for all.
+      unfreeze_every: steps after which the next layer begins to move, from the top one down; 0
+        moves all from the start.
     """
 
     name: Literal["adam", "adagrad", "rowwise_adagrad", "sgd", "lion"] = "adam"
@@ -44,12 +52,20 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     decay_tables: bool = False
     clip_norm: float = 0.0
+    l2_to_start: float = 0.0
+    layer_decay: float = 1.0
+    unfreeze_every: int = 0
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
         if min(self.warmup_steps, self.weight_decay, self.clip_norm) < 0:
             raise ValueError("warmup_steps, weight_decay and clip_norm must not be negative.")
+        if min(self.l2_to_start, self.unfreeze_every) < 0 or self.layer_decay <= 0:
+            raise ValueError(
+                "l2_to_start and unfreeze_every must not be negative, and layer_decay must be above"
+                f" 0; got {self.l2_to_start}, {self.unfreeze_every} and {self.layer_decay}."
+            )
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"final_fraction must be in [0, 1]; got {self.final_fraction}.")
 
@@ -71,11 +87,26 @@ class OptimizerConfig:
         warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
         return optax.join_schedules([warmup, rest], [self.warmup_steps])
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """Returns the transform for a run of so many steps (the schedule wants to know)."""
+    def build(self, steps: int, layers: Layers = ()) -> optax.GradientTransformation:
+        """Returns the transform for a run of so many steps (the schedule wants to know).
+
+        Args:
+          layers: those of the model (`jaxrec.Functional`), for `layer_decay` and `unfreeze_every`.
+
+        Raises:
+          UserError: when these want layers and the model has none.
+        """
+        if not layers and (self.layer_decay != 1 or self.unfreeze_every):
+            raise UserError(
+                "config.optimizer.layer_decay and config.optimizer.unfreeze_every want to know the "
+                "model's layers, and this model does not say them. Leave them at 1 and 0, or give "
+                "the module a `layers`."
+            )
         parts: list[optax.GradientTransformation] = []
         if self.clip_norm:
             parts.append(clip_by_global_norm(self.clip_norm))
+        if self.l2_to_start:
+            parts.append(add_l2_to_start(self.l2_to_start))
         match self.name:
             case "adam":
                 parts.append(optax.scale_by_adam(self.b1, self.b2, self.eps))
@@ -97,4 +128,8 @@ class OptimizerConfig:
 
             parts.append(optax.add_decayed_weights(self.weight_decay, mask=decays))
         parts.append(optax.scale_by_learning_rate(self.schedule(steps)))
+        if self.layer_decay != 1:
+            parts.append(scale_by_layer(layers, self.layer_decay))
+        if self.unfreeze_every:
+            parts.append(unfreeze_layers(layers, self.unfreeze_every))
         return optax.chain(*parts)

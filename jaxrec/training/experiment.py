@@ -100,6 +100,10 @@ class Experiment:
             )
         return chosen
 
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """Returns the optimiser for a run of so many steps."""
+        return self.config.optimizer.build(steps, self.model.layers)
+
     def plan(self, optimizer: optax.GradientTransformation, mesh: Mesh) -> Plan:
         """Returns where everything goes on these devices. Raises UserError when it does not fit."""
         shapes = abstract_state(self.model, optimizer, **self.state_options)
@@ -193,9 +197,11 @@ class Experiment:
             return
         table = params[name]["table"]
         for start in range(0, len(table), _BLOCK_ROWS):
-            block = Slices({}, {}).take(params) | {
-                name: {"table": table[start : start + _BLOCK_ROWS]}
+            rows = {
+                key: leaf[start : start + _BLOCK_ROWS] if isinstance(leaf, np.ndarray) else leaf
+                for key, leaf in params[name].items()
             }
+            block = Slices({}, {}).take(params) | {name: rows}
             yield self._jitted("item_vectors", None)(block)
 
     def _split_items(self, params: Params, mesh: Mesh | None) -> tuple[str | None, ...]:
@@ -396,7 +402,7 @@ def _parameters_alone(experiment: Experiment) -> TrainState:
     of the config, or on one device where there is no such mesh.
     """
     config = experiment.config
-    optimizer = config.optimizer.build(10**9)
+    optimizer = experiment.optimizer(10**9)
     where: dict[str, Any] = {}
     try:
         mesh = config.mesh.build()

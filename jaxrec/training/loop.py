@@ -16,6 +16,7 @@ import numpy as np
 from jaxrec import config as configs
 from jaxrec.data.dataset import SPLITS, Dataset, open_dataset
 from jaxrec.data.vocabulary import ROLES, path_in_workdir
+from jaxrec.optim import with_start
 from jaxrec.paths import divide, flatten
 from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
@@ -146,7 +147,7 @@ class _Run:
         """Plans where everything goes, says so, and makes it."""
         config, model = self.experiment.config, self.experiment.model
         _check_trainable(self.experiment)
-        optimizer, average = config.optimizer.build(self.total), self.config.average
+        optimizer, average = self.experiment.optimizer(self.total), self.config.average
         kept = self.experiment.state_options
         plan = self.experiment.plan(optimizer, self.mesh)
         if not self.quiet:
@@ -188,7 +189,11 @@ class _Run:
     def _resume(self) -> int:
         steps = self.checkpoints.steps()
         if not steps:
-            self.state = self.start(self.state) if self.start else self.state
+            if self.start:
+                state = self.start(self.state)
+                moving, _ = divide(state.params, self.experiment.trained)
+                optimizer = with_start(state.optimizer, moving)
+                self.state = dataclasses.replace(state, optimizer=optimizer)
             return 0
         meta = self.checkpoints.meta(steps[-1])
         check_same(meta, self.experiment, resume=True)

@@ -20,9 +20,8 @@ CASES = [(8, 0), (4, 0), (8, 3), (4, 3)]
 def rows(seed: int = 0, count: int = 50, width: int = 12) -> np.ndarray:
     """Rows whose lengths lie many powers of ten apart."""
     random = np.random.default_rng(seed)
-    return np.float32(
-        random.normal(size=(count, width)) * 10.0 ** random.uniform(-8, 8, (count, 1))
-    )
+    values = random.normal(size=(count, width)) * 10.0 ** random.uniform(-8, 8, (count, 1))
+    return values.astype(np.float32)
 
 
 def by_hand(x: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,9 @@ HOST = MeshConfig(tables="host", replicate_below=0)
     [
         OptimizerConfig(name="adagrad", learning_rate=0.05),
         OptimizerConfig(name="sgd", learning_rate=0.1, momentum=0.9, clip_norm=0.1),
+        OptimizerConfig(name="sgd", learning_rate=0.5, l2_to_start=0.7),
     ],
-    ids=["adagrad", "momentum"],
+    ids=["adagrad", "momentum", "pulled"],
 )
 def test_steps_give_what_tables_on_the_device_give(
     random_dataset: Callable[..., Dataset], tables: tuple[str, ...], optimizer: OptimizerConfig

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ import pytest
 from jaxrec.data import Dataset
 from jaxrec.optim import OptimizerConfig
 from jaxrec.sharding import MeshConfig
-from jaxrec.training import Experiment, ExperimentConfig, init_state, load_trained, make_step, train
+from jaxrec.training import (
+    Experiment,
+    ExperimentConfig,
+    TrainState,
+    init_state,
+    load_trained,
+    make_step,
+    train,
+)
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.logs import read_metrics
 from jaxrec.typing import Batch, UserError
@@ -313,3 +322,29 @@ def test_a_batch_that_does_not_divide_among_the_devices_is_refused(
         config = config_of(mesh=MeshConfig(data=4), accumulate=4)
         train(config, dataset, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_training_begins_where_it_is_told_and_is_pulled_back_to_there(
+    config_of: ConfigOf, dataset: Dataset, tmp_path: Path
+) -> None:
+    begun: dict[str, Any] = {}
+
+    def start(state: TrainState) -> TrainState:
+        params = jax.tree.map(lambda x: x + 0.25, state.params)
+        begun.update(jax.device_get(params))
+        return dataclasses.replace(state, params=params)
+
+    optimizer = OptimizerConfig(name="sgd", l2_to_start=0.1, layer_decay=0.5, unfreeze_every=1000)
+    config = config_of(steps=3, optimizer=optimizer)
+    train(config, dataset, tmp_path, start=start, quiet=True)
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        saved = checkpoints.restore(3)
+    chex.assert_trees_all_equal(saved["optimizer"][0]["start"], begun)
+    # The top layer alone has moved.
+    params = saved["params"]
+    moved = {name for name in begun if not _equal(params[name], begun[name])}
+    assert moved == {"output_norm"}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))

@@ -34,6 +34,7 @@ ADAGRAD = OptimizerConfig(name="adagrad", learning_rate=0.02)
 CLIPPED = OptimizerConfig(name="sgd", learning_rate=0.5, clip_norm=0.02)
 MOMENTUM = OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.9)
 ADAM = OptimizerConfig(name="adam", learning_rate=0.01)
+PULLED = OptimizerConfig(name="sgd", learning_rate=0.5, l2_to_start=0.7)
 AXES = ("data", "model")
 BATCH = 16
 
@@ -64,6 +65,7 @@ CASES = {
     "two_tables": Case(PAIRS, FACTORS, BPR(num_negatives=2, l2=0.01)),
     "clipped": Case(PAIRS, FACTORS, BPR(), CLIPPED),
     "adam": Case(PAIRS, FACTORS, BPR(), ADAM),
+    "pulled": Case(PAIRS, FACTORS, BPR(), PULLED),
     "full": Case(SEQUENCES, SASREC, FullSoftmax()),
     "full_of_pairs": Case(PAIRS, FACTORS, FullSoftmax()),
     "smoothed": Case(SEQUENCES, SASREC, FullSoftmax(label_smoothing=0.1)),
@@ -153,6 +155,7 @@ def test_a_mesh_of_two_by_four_gives_what_one_device_gives(
         ("two_tables", 1, 8, "row"),
         ("clipped", 1, 8, "column"),
         ("adam", 2, 4, "row"),
+        ("pulled", 2, 4, "row"),
         ("full", 2, 4, "row"),
         ("smoothed", 1, 8, "row"),
     ],
