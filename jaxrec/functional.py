@@ -26,7 +26,9 @@ class Functional(NamedTuple):
       layers: from input to output, the beginnings of the paths of each layer's parameters; empty
         when the module does not say.
       frozen: paths of parameters that training leaves as they are, such as those of a trunk under
-        adapters, or what is known of items; empty when the module does not say.
+        adapters.
+      given: those of them that were never learned, such as what is known of items: another run
+        has its own.
     """
 
     init: Callable[[jax.Array], Params]
@@ -35,6 +37,7 @@ class Functional(NamedTuple):
     tables: Mapping[str, tuple[str, ...]] = types.MappingProxyType({})
     layers: tuple[tuple[str, ...], ...] = ()
     frozen: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -83,7 +86,8 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
         return nnx.merge(graph, nnx.from_flat_state(filled))
 
     made = _of(init, bind, getattr(abstract, "tables", {}), _layers(abstract, paths))
-    return made._replace(frozen=frozenset(getattr(abstract, "frozen", ())))
+    given = frozenset(getattr(abstract, "given", ()))
+    return made._replace(frozen=given, given=given)
 
 
 def reparametrise(
@@ -106,7 +110,8 @@ def reparametrise(
     def bind(params: Params, key: jax.Array | None = None) -> Any:
         return model.bind(expand(params, key))
 
-    return _of(init, bind, model.tables, model.layers)._replace(frozen=frozenset(frozen))
+    made = _of(init, bind, model.tables, model.layers)
+    return made._replace(frozen=frozenset(frozen), given=model.given)
 
 
 def functional_of(config: Any) -> Functional:

@@ -133,7 +133,8 @@ def grow(
     """Returns a state whose parameters are those that a source is used with, as far as both have.
 
     A source with a running average is used with it, so parameters and the new average both start
-    there. The step stays 0. Arrays are read one table at a time, and each takes the place of what
+    there. What is given and not learned, such as content of items, is the state's own. The step
+    stays 0. Arrays are read one table at a time, and each takes the place of what
     the state had: `state` is used up, as by a donating step, and tables in the host's memory are
     written in place.
 
@@ -148,8 +149,9 @@ def grow(
         when ids of the dataset are equal as text, or when content is asked for and there is none.
     """
     growth = growth or Growth()
-    uses = tables_of(experiment.model)
-    flat = flatten(state.params)
+    uses, given = tables_of(experiment.model), experiment.model.given
+    every = flatten(state.params)
+    flat = {path: leaf for path, leaf in every.items() if path not in given}
     tables = {path: name for path in flat if (name := _table(path)) in uses}
     dense = {path: leaf for path, leaf in flat.items() if path not in tables}
     taken = tuple(path for path in dense if path in source.parameters)
@@ -157,7 +159,7 @@ def grow(
     plans = {
         name: _plan(source, experiment.dataset, name, use, growth)
         for name, use in uses.items()
-        if f"{name}/table" in source.parameters
+        if f"{name}/table" in source.parameters and name in tables.values()
     }
     found: dict[str, Any] = source.read({path: dense[path] for path in taken})
     average = flatten(state.average)
@@ -177,12 +179,12 @@ def grow(
         taken=taken,
         tables={name: plan.moved for name, plan in plans.items()},
         fresh=tuple(path for path in flat if path not in used),
-        left=tuple(path for path in source.parameters if path not in flat),
+        left=tuple(path for path in source.parameters if path not in every),
         slots=counts,
     )
     new = dataclasses.replace(
         state,
-        params=nest(flat | found),
+        params=nest(every | found),
         optimizer=with_slots(state.optimizer, slots),
         average=nest(average | means),
     )

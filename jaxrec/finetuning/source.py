@@ -80,6 +80,8 @@ def open_source(
         shapes = abstract_state(
             experiment.model, experiment.optimizer(10**9), **experiment.state_options
         )
+        if meta.get("model_alone"):
+            shapes = dataclasses.replace(shapes, optimizer={})
         leaves, structure = jax.tree.flatten(shapes)
         numbers = jax.tree.unflatten(structure, range(len(leaves)))
         parameters = flatten(numbers.params) | flatten(numbers.average)

@@ -12,7 +12,7 @@ class ContentEmbedding(nnx.Module):
     """Vectors table[i] + content[i] @ projection, or content[i] @ projection alone.
 
     Content is no parameter to train, but it lies beside the table as further columns of its rows
-    ("table_content", or "table" where it is alone), so that it goes wherever rows go. `frozen`
+    ("table_content", or "table" where it is alone), so that it goes wherever rows go. `given`
     names it.
 
     Args:
@@ -41,7 +41,7 @@ class ContentEmbedding(nnx.Module):
             self.table = known
 
     @property
-    def frozen(self) -> str:
+    def given(self) -> str:
         """The name of what is content and not trained."""
         return "table_content" if self.id_vectors else "table"
 

@@ -52,7 +52,7 @@ class WithContent:
         """Returns the trunk's module with its item tables replaced."""
         module = self.model.build(rngs)
         content, _ = read_content(self.content)
-        frozen = []
+        given = []
         for name, fields in module.tables.items():
             if not {"history", "positives", "negatives"} & set(fields):
                 continue
@@ -64,6 +64,6 @@ class WithContent:
                 rngs=rngs,
             )
             setattr(module, name, known)
-            frozen.append(f"{name}/{known.frozen}")
-        module.frozen = tuple(frozen)
+            given.append(f"{name}/{known.given}")
+        module.given = tuple(given)
         return module

@@ -33,6 +33,7 @@ from jaxrec.training.host import Slices, host_tables
 from jaxrec.training.planning import Plan, make_plan
 from jaxrec.training.state import TrainState, abstract_state
 from jaxrec.training.tables import TableUse, tables_of
+from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Array, Batch, Params, UserError
 
 _BLOCK_ROWS = 2**20  # of a table on the host that go to the device together to be ranked
@@ -386,6 +387,7 @@ def save_trained(
         if checkpoints.steps():
             raise UserError(f"{workdir} holds a run already. Choose another directory.")
         configs.save(config, workdir / "config.json")
+        save_vocabularies(experiment.dataset, workdir)
         if data is not None:
             where = {"data": str(Path(data).absolute())}
             configs.write_whole(workdir / "run.json", json.dumps(where) + "\n")
