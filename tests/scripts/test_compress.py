@@ -54,6 +54,7 @@ def test_the_smallest_that_loses_little_is_a_run_as_any_other(
     assert f"{output} holds a run already" in said
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_and_other_mistakes_end_in_one_sentence(
     scripts: Any, trained: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_new_day_is_appended_once_and_trained_on(
     assert "SASRec" in measured
 
 
+@pytest.mark.slow
 def test_mistakes_end_in_one_sentence(
     scripts: Any, first_day: tuple[Path, Path, Path], config_files: Any, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def test_ids_never_seen_end_in_one_sentence(scripts: Any, trained: Path) -> None
     assert "item 'none' is not in the vocabulary of 60 items" in said
 
 
-@pytest.mark.parametrize("name", ["bpr", "ratings"])
+@pytest.mark.parametrize("name", [pytest.param("bpr", marks=pytest.mark.slow), "ratings"])
 def test_matrix_factorisation_goes_through_the_same_scripts(
     scripts: Any, config_files: dict[str, Path], data: Path, tmp_path: Path, name: str
 ) -> None:

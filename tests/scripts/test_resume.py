@@ -89,7 +89,7 @@ def run_with_kills(scripts: Any, flags: list[str], workdir: Path, kills: int) ->
     ("name", "extra", "steps", "kills"),
     [
         ("full", AVERAGED, 30, 1),
-        ("sampled", BUSY, 30, 2),
+        pytest.param("sampled", BUSY, 30, 2, marks=pytest.mark.slow),
         pytest.param("full", AVERAGED, 200, 12, marks=pytest.mark.slow),
         pytest.param("sampled", BUSY, 200, 12, marks=pytest.mark.slow),
         pytest.param("bpr", BUSY, 200, 12, marks=pytest.mark.slow),
