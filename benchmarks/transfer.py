@@ -3,7 +3,8 @@
 A SASRec whose item vectors follow from content alone is trained on a source, then on some users of
 a target, starting from the source's parameters or from nothing; both are measured on the last event
 of every user of the target. Prints one JSON object a case; "users": 0 is the source's model as it
-is. Checkpoints are chosen on the validation events of the same few users.
+is. Checkpoints and learning rates are chosen on the validation events of the same few users, in the
+same way wherever training begins.
 
   python benchmarks/transfer.py                                        # two invented domains
   python benchmarks/transfer.py --source=DIR --target=DIR --columns=attributes
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 import pandas as pd
 from _report import emit
-from absl import app, flags
+from absl import app, flags, logging
 
 from jaxrec.data import TRAIN, VALID, Dataset, SequenceData, build, open_dataset, write_content
 from jaxrec.evaluation import EvaluationConfig
@@ -52,6 +53,7 @@ _MORE = flags.DEFINE_integer("more_steps", 300, "Steps on the target.", lower_bo
 _DIM = flags.DEFINE_integer("dim", 32, "Width of the model.", lower_bound=1)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Choices of users and parameters.", lower_bound=1)
 
+_RATES = (3e-3, 3e-4)
 _GENRES, _STYLES = 12, 8
 
 
@@ -152,15 +154,22 @@ def measure(
     for share in shares:
         few = some_users(target, share, seed)
         for name, begin in (("nothing", None), ("source", start)):
-            workdir = directory / f"{share}-{name}"
-            result = train(config, few, workdir, start=begin, quiet=True)
+            results = {}
+            for rate in _RATES:
+                optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+                tried = dataclasses.replace(config, optimizer=optimizer)
+                workdir = directory / f"{share}-{name}-{rate}"
+                results[rate] = train(tried, few, workdir, start=begin, quiet=True)
+            best = max(_RATES, key=lambda rate: results[rate]["valid"]["ndcg@10"])
             case: dict[str, Any] = {"users": share, "start": name, "seed": seed}
-            found.append(case | {"test": result["test"]["ndcg@10"]})
+            case |= {"learning_rate": best, "test": results[best]["test"]["ndcg@10"]}
+            found.append(case)
     return found
 
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every step of its work
     source = open_dataset(_SOURCE.value) if _SOURCE.value else domain("a", 0)
     target = open_dataset(_TARGET.value) if _TARGET.value else domain("b", 1)
     for seed in range(_SEEDS.value):
