@@ -5,6 +5,7 @@ that names the closest one. Saved configs carry the import path of each dataclas
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -12,7 +13,7 @@ import json
 import types
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,19 @@ def save(config: Any, path: str | Path) -> None:
 
 def write_whole(path: str | Path, text: str) -> None:
     """Writes a text file that appears whole or, when writing fails, stays as it was."""
+    with whole_file(path) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives a path to write to, which takes the place of `path` once all went well."""
     partial = Path(path).with_name(Path(path).name + ".partial")
     try:
-        partial.write_text(text)
+        yield partial
         partial.replace(path)
-    except OSError:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
 
 
 def load(path: str | Path) -> Any:

@@ -16,8 +16,8 @@ from jaxrec.compression.integers import (
     quantize_rows,
     quantized,
 )
-from jaxrec.data.dataset import Manifest
 from jaxrec.functional import Functional, functional_of, reparametrise
+from jaxrec.models.wrapper import Wrapper
 from jaxrec.paths import flatten, nest
 from jaxrec.typing import Array, Params, UserError
 
@@ -25,7 +25,7 @@ _BLOCK_ROWS = 2**18  # of a table that are encoded together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Quantized:
+class Quantized(Wrapper):
     """The model of another config with its parameters stored in fewer bits.
 
     Its parameters come from `quantize`. A lookup decodes the rows that are asked for and no others.
@@ -42,7 +42,6 @@ class Quantized:
       seed: of the codebooks.
     """
 
-    model: Any
     tables: Literal["int8", "int4", "pq", "float32"] = "int8"
     dense: Literal["int8", "float32"] = "int8"
     group: int = 0
@@ -57,15 +56,6 @@ class Quantized:
                 f"a {type(self.model).__name__} model cannot be quantised again. Give the model "
                 "inside, model.model."
             )
-
-    @property
-    def max_len(self) -> int | None:
-        """What the model inside says."""
-        return getattr(self.model, "max_len", None)
-
-    def fit(self, manifest: Manifest) -> "Quantized":
-        """Returns the config with the dataset's counts; UserError when it was set to others."""
-        return dataclasses.replace(self, model=self.model.fit(manifest))
 
     def functional(self) -> Functional:
         """Returns the model as pure functions; `init` gives zeros of the right shapes.
@@ -88,7 +78,7 @@ class Quantized:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QuantizationAware:
+class QuantizationAware(Wrapper):
     """The model of another config, trained as if its parameters were integers already.
 
     Each use of a table or kernel sees what quantisation leaves of it, and gradients pass straight
@@ -102,7 +92,6 @@ class QuantizationAware:
       dense: "int8" does the same to kernels of dense layers, "float32" leaves them.
     """
 
-    model: Any
     bits: Literal[8, 4] = 8
     group: int = 0
     dense: Literal["int8", "float32"] = "int8"
@@ -110,15 +99,6 @@ class QuantizationAware:
     def __post_init__(self) -> None:
         _check_choice("bits", self.bits, (8, 4))
         self.quantized()
-
-    @property
-    def max_len(self) -> int | None:
-        """What the model inside says."""
-        return getattr(self.model, "max_len", None)
-
-    def fit(self, manifest: Manifest) -> "QuantizationAware":
-        """Returns the config with the dataset's counts; UserError when it was set to others."""
-        return dataclasses.replace(self, model=self.model.fit(manifest))
 
     def quantized(self) -> Quantized:
         """Returns the config that stores the integers."""

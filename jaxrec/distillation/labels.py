@@ -83,7 +83,8 @@ def write_labels(
             shard = np.arange(first, min(first + shard_events, len(events.items)))
             found = _label(shard, events, recommender, about["num_labels"], **kind)
             for file, array in zip(pair, found, strict=True):
-                _write_whole(file, array)
+                with configs.whole_file(file) as partial, partial.open("wb") as opened:
+                    np.save(opened, array)
         if not quiet:
             print(f"labels: {number + 1:,} of {len(files[0]):,} files", file=sys.stderr, flush=True)
 
@@ -138,14 +139,3 @@ def _label(
     # Less the best, so that float16 has its digits where they matter.
     scores[rows] = np.where(ids > 0, (values - values[:, :1]).clip(_LOWEST), 0)
     return items, scores
-
-
-def _write_whole(path: Path, array: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, array)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

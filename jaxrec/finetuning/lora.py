@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.data.dataset import Manifest
+from jaxrec import config as configs
 from jaxrec.functional import Functional, functional_of, reparametrise
+from jaxrec.models.wrapper import Wrapper
 from jaxrec.paths import divide, flatten, nest, select, unite
 from jaxrec.typing import Array, Batch, Params, UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRA(Wrapper):
     """A model with low-rank adapters (arXiv 2106.09685); the config of a model, as its trunk's is.
 
     A matrix W acts as W + alpha / rank * A B. Before training the product is 0, so that the model
@@ -45,7 +46,6 @@ class LoRA:
       also: further parameters of the trunk that are trained, such as "*/bias".
     """
 
-    model: Any
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
@@ -57,15 +57,6 @@ class LoRA:
             raise ValueError(f"rank must be at least 1; got {self.rank}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {self.dropout}.")
-
-    @property
-    def max_len(self) -> int | None:
-        """The trunk's longest history."""
-        return getattr(self.model, "max_len", None)
-
-    def fit(self, manifest: Manifest) -> "LoRA":
-        """Returns the config with a trunk that has the dataset's counts."""
-        return dataclasses.replace(self, model=self.model.fit(manifest))
 
     def functional(self) -> Functional:
         """Returns the model; trunk and adapters lie in one tree, side by side.
@@ -195,13 +186,8 @@ def save_adapter(path: str | Path, config: LoRA, params: Params) -> None:
     trunk, trained = split_adapter(config, params)
     about = {**_options(config), "trunk": trunk_fingerprint(trunk)}
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(trained).items()}
-    partial = Path(path).with_name(f"{Path(path).name}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with configs.whole_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
 
 
 def load_adapter(path: str | Path, model: Any, trunk: Params) -> tuple[LoRA, Params]:

@@ -97,7 +97,9 @@ def finetune(
         if split is not None:
             before = measure(experiment, grown.state.used, split)
             if is_first():
-                _save_array(workdir / "before.npy", before)
+                whole = configs.whole_file(workdir / "before.npy")
+                with whole as partial, partial.open("wb") as file:
+                    np.save(file, before)
         return grown.state
 
     result = train(config, data, workdir, start=start, quiet=quiet)
@@ -215,10 +217,3 @@ def _check_origin(workdir: Path, begun: dict[str, Any], origin: dict[str, Any]) 
                 f"the run in {workdir} was started with {name}={begun.get(name)!r}, and now "
                 f"{name}={value!r} is asked for. Choose another --workdir."
             )
-
-
-def _save_array(path: Path, values: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.save(file, values)
-    partial.replace(path)

@@ -8,11 +8,12 @@ from flax import nnx
 from jaxrec.data.content import read_content
 from jaxrec.data.dataset import Manifest
 from jaxrec.layers import ContentEmbedding
+from jaxrec.models.wrapper import Wrapper
 from jaxrec.typing import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WithContent:
+class WithContent(Wrapper):
     """The model of another config, whose item vectors are a table's row plus a map of content.
 
     So items with few events borrow from those like them, and without `id_vectors` all parameters
@@ -28,14 +29,8 @@ class WithContent:
       id_vectors: whether items have vectors of their own as well.
     """
 
-    model: Any
     content: str
     id_vectors: bool = True
-
-    @property
-    def max_len(self) -> int | None:
-        """The trunk's longest history."""
-        return getattr(self.model, "max_len", None)
 
     def fit(self, manifest: Manifest) -> "WithContent":
         """Returns the config with the dataset's counts; UserError for content of other items."""
@@ -46,7 +41,7 @@ class WithContent:
                 f"dataset has ({manifest.item_fingerprint[:12]}). Write it for this dataset: "
                 "scripts/content.py."
             )
-        return dataclasses.replace(self, model=self.model.fit(manifest))
+        return super().fit(manifest)
 
     def build(self, rngs: nnx.Rngs) -> Any:
         """Returns the trunk's module with its item tables replaced."""

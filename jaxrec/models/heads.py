@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec.data.dataset import Manifest
+from jaxrec.models.wrapper import Wrapper
 from jaxrec.typing import UserError
 
 
@@ -35,7 +35,7 @@ class Head:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WithHeads:
+class WithHeads(Wrapper):
     """The model of another config with heads. Its other parameters keep their paths.
 
     So a checkpoint of the trunk alone starts this model, with fresh heads, and the other way round.
@@ -46,7 +46,6 @@ class WithHeads:
       heads: at least one, of different names.
     """
 
-    model: Any
     heads: tuple[Head, ...]
 
     def __post_init__(self) -> None:
@@ -58,15 +57,6 @@ class WithHeads:
                 f"{type(self.model).__name__} has no module to put heads on. Put it around: "
                 f"{type(self.model).__name__}(model=WithHeads(...))."
             )
-
-    @property
-    def max_len(self) -> int | None:
-        """The trunk's longest history."""
-        return getattr(self.model, "max_len", None)
-
-    def fit(self, manifest: Manifest) -> "WithHeads":
-        """Returns the config with a trunk that has the dataset's counts."""
-        return dataclasses.replace(self, model=self.model.fit(manifest))
 
     def build(self, rngs: nnx.Rngs) -> Any:
         """Returns the trunk's module with `heads` beside its own parts."""

@@ -100,8 +100,19 @@ class Category:
         return float(metrics.mean(right, where=known))
 
 
+class _OfLabels:
+    """A task about the label of an event, which a user and an item decide together."""
+
+    @property
+    def sees_item(self) -> bool:
+        return True
+
+    def targets(self, dataset: Dataset) -> np.ndarray | None:
+        return None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rating:
+class Rating(_OfLabels):
     """The label of the next event, such as a rating: squared error, measured by RMSE.
 
     Attributes:
@@ -111,13 +122,6 @@ class Rating:
 
     head: str = "rating"
     weight: float = 1.0
-
-    @property
-    def sees_item(self) -> bool:
-        return True
-
-    def targets(self, dataset: Dataset) -> np.ndarray | None:
-        return None
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.square(outputs[..., 0] - targets), jnp.ones(targets.shape, bool)
@@ -131,7 +135,7 @@ class Rating:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Click:
+class Click(_OfLabels):
     """Whether the next event's label reaches a threshold: logistic loss, measured by AUC.
 
     Attributes:
@@ -143,13 +147,6 @@ class Click:
     head: str = "click"
     threshold: float = 1.0
     weight: float = 1.0
-
-    @property
-    def sees_item(self) -> bool:
-        return True
-
-    def targets(self, dataset: Dataset) -> np.ndarray | None:
-        return None
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         clicks = (targets >= self.threshold).astype(jnp.float32)

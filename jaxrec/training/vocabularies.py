@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from jaxrec.config import whole_file
 from jaxrec.data.dataset import Dataset, vocabulary_fingerprint
 from jaxrec.data.replay import TRAINING_EVENTS
 from jaxrec.data.training_events import training_counts
@@ -87,9 +88,5 @@ def distinct_ids(vocabulary: pd.DataFrame, where: str) -> pd.Index:
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole_file(path) as partial:
         frame.to_parquet(partial, index=False)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
