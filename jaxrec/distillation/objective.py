@@ -12,6 +12,7 @@ from jaxrec.data.taught import ITEMS, SCORES
 from jaxrec.distillation.teacher import teacher_model, teacher_params
 from jaxrec.objectives import ALONE, Replica
 from jaxrec.objectives.base import features_of, weighted_sum, weights_of
+from jaxrec.ops.cross_entropy import catalogue_divergence
 from jaxrec.ops.keys import Key, RowKey
 from jaxrec.ops.topk import DEFAULT_CHUNK, top_k_dot
 from jaxrec.sampling import sample_uniform
@@ -28,7 +29,9 @@ class Distillation:
     training starts from (against forgetting, arXiv 1606.09282). It is asked at every target for its
     best items and, perhaps, for its scores of items at random; the student's scores of these
     candidates are compared with the teacher's (`jaxrec.losses.soft_labels`; arXiv 1503.02531, and
-    for the best of a ranking alone arXiv 1809.07428, whose loss is another).
+    for the best of a ranking alone arXiv 1809.07428, whose loss is another). With neither, scores
+    of the whole catalogue are compared (`jaxrec.ops.catalogue_divergence`), which says most of what
+    the teacher knows and costs as much as the full softmax.
 
     With `teacher` it runs in each step without gradients, whole on every device, on the batch that
     the student sees. So it must be of the student's kind of data: what knows a user by a row of a
@@ -43,7 +46,9 @@ class Distillation:
       weight: of the soft labels, in [0, 1].
       temperature: T of both distributions, above 0.
       top_k: how many of the teacher's best items are candidates.
-      num_samples: how many items drawn at random for each target are candidates as well.
+      num_samples: how many items drawn at random for each target are candidates as well. Both 0
+        compare the whole catalogue, beside an objective that does so too; the teacher's item
+        vectors are then in memory once for each part that a batch is computed in.
       match_hidden: weight of `jaxrec.losses.relational_distance` (arXiv 1904.05068) among user
         vectors, one for each row of a batch, at its last target. As with the in-batch softmax, the
         pairs of a batch that is computed in parts are those inside a part.
@@ -66,20 +71,31 @@ class Distillation:
                 f"objective.temperature above 0; got {self.weight}, {self.match_hidden} and "
                 f"{self.temperature}."
             )
-        if min(self.top_k, self.num_samples) < 0 or self.top_k + self.num_samples < 2:
+        if min(self.top_k, self.num_samples) < 0 or self.top_k + self.num_samples == 1:
             raise UserError(
                 "objective.top_k and objective.num_samples must not be negative and be at least 2 "
-                f"together; got {self.top_k} and {self.num_samples}."
+                "together, or both 0 for the whole catalogue; got "
+                f"{self.top_k} and {self.num_samples}."
             )
         if not self.teacher and (self.num_samples or self.match_hidden or not self.top_k):
             raise UserError(
                 "labels from files hold the teacher's best items alone, so objective.num_samples "
                 "and objective.match_hidden want the teacher itself: set objective.teacher=WORKDIR."
             )
+        if self._compares_all and not self.whole_catalogue:
+            raise UserError(
+                "objective.top_k=0 and objective.num_samples=0 compare the whole catalogue, which "
+                f"{type(self.objective).__name__} does not look at. Take FullSoftmax, or "
+                "candidates: objective.top_k=50."
+            )
 
     @property
     def whole_catalogue(self) -> bool:
         return bool(self.objective.whole_catalogue)
+
+    @property
+    def _compares_all(self) -> bool:
+        return self.weight > 0 and self.top_k + self.num_samples == 0
 
     @property
     def _teaches(self) -> bool:
@@ -129,12 +145,15 @@ class Distillation:
             ids = sample_uniform(rows, (*shape, self.num_samples), num_items)
             candidates.append(ids)
             scores.append(_scores(users, teacher.item_vectors(ids)))
-        told = {"teacher_scores": jnp.concatenate(scores, axis=-1)}
+        told: dict[str, Any] = {}
+        if candidates:
+            drawn = drawn.replace(candidates=jnp.concatenate(candidates, axis=-1))
+            told["teacher_scores"] = jnp.concatenate(scores, axis=-1)
+        elif self._compares_all:
+            told |= {"teacher_vectors": users, "teacher_items": teacher.item_vectors()}
         if self.match_hidden:
             told["teacher_users"] = _last(users, batch)
-        return drawn.replace(
-            candidates=jnp.concatenate(candidates, axis=-1), features=features_of(drawn) | told
-        )
+        return drawn.replace(features=features_of(drawn) | told)
 
     def _read(self, features: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
         """Returns what the batch says of the teacher."""
@@ -162,7 +181,9 @@ class Distillation:
         users, told = model.user_vectors(batch, key=key), features_of(batch)
         total, weight = self.objective.loss(_Seen(model, users), batch, key, replica)
         total = (1 - self.weight) * total
-        if self.weight:
+        if self._compares_all:
+            total += self.weight * self._divergence(users, model, batch, replica)
+        elif self.weight:
             values = losses.soft_labels(
                 _scores(users, model.item_vectors(batch.candidates)),
                 told["teacher_scores"],
@@ -173,6 +194,25 @@ class Distillation:
         if self.match_hidden:
             total += self.match_hidden * _relations(users, batch, replica)
         return total, weight
+
+    def _divergence(
+        self, users: jax.Array, model: Any, batch: Batch, replica: Replica
+    ) -> jax.Array:
+        told = features_of(batch)
+
+        def tokens(vectors: jax.Array) -> jax.Array:
+            return vectors.reshape(-1, vectors.shape[-1]) / self.temperature
+
+        value = catalogue_divergence(
+            tokens(users),
+            (replica.catalogue or model).item_vectors(),
+            tokens(told["teacher_vectors"]),
+            told["teacher_items"],
+            weights_of(batch).reshape(-1),
+            axis=replica.catalogue_axis,
+            num_rows=replica.num_rows,
+        )
+        return self.temperature**2 * value
 
 
 class _Seen:

@@ -121,17 +121,45 @@ def test_loss_and_gradient_against_numpy(dataset: Dataset, factors: Path) -> Non
     assert experiment.config.model.dim != FACTORS.dim
 
 
-@pytest.mark.parametrize("data", [PACKED, LAST], ids=["packed", "last"])
+def test_divergence_over_the_catalogue_against_numpy(dataset: Dataset, factors: Path) -> None:
+    objective = Distillation(
+        objective=FullSoftmax(), teacher=str(factors), weight=0.3, temperature=2.0, top_k=0
+    )
+    experiment, taught, _ = load_trained(factors, dataset)
+    model = functional(FACTORS.fit(dataset.manifest).build)
+    params = model.init(jax.random.key(1))
+    batch = PairData().batches(dataset, 16, 0).batch(0)
+    weights = (np.arange(16) % 3).astype(np.float32)
+    batch = batch.replace(weights=weights)
+    drawn = objective.draw(batch, objective.statistics(dataset), jax.random.key(0))
+    value, weight = objective.loss(model.bind(params), drawn, None)
+    hard, _ = FullSoftmax().loss(model.bind(params), batch, None)
+
+    def log_p(functions: Any, params: Params) -> np.ndarray:
+        users = functions.apply(params, batch, method="user_vectors")
+        items = functions.apply(params, method="item_vectors")
+        scores = np.asarray(users, np.float64) @ np.asarray(items, np.float64)[1:].T / 2
+        return np.asarray(np.log(softmax(scores)))
+
+    theirs, mine = log_p(experiment.model, taught), log_p(model, params)
+    soft = 4 * (np.exp(theirs) * (theirs - mine)).sum(axis=1)
+    np.testing.assert_allclose(value, 0.7 * hard + 0.3 * (weights * soft).sum(), rtol=1e-5)
+    assert weight == weights.sum()
+
+
+@pytest.mark.parametrize(
+    ("data", "candidates"), [(PACKED, (10, 7)), (LAST, (10, 7)), (PACKED, (0, 0))]
+)
 def test_a_student_that_is_its_teacher_is_not_moved(
-    data: Any, dataset: Dataset, teacher: Path
+    data: Any, candidates: tuple[int, int], dataset: Dataset, teacher: Path
 ) -> None:
     experiment, params, _ = load_trained(teacher, dataset)
     objective = Distillation(
         objective=FullSoftmax(),
         teacher=str(teacher),
         weight=1.0,
-        top_k=10,
-        num_samples=7,
+        top_k=candidates[0],
+        num_samples=candidates[1],
         match_hidden=1.0,
     )
     batch = data.batches(dataset, 16, 0).batch(0)
@@ -180,6 +208,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "full": {"objective": FullSoftmax(), "match_hidden": 0.5, "num_samples": 3},
     "sampled": {"objective": SampledSoftmax(num_negatives=4), "match_hidden": 0.5},
     "own": {"objective": SampledSoftmax(num_negatives=4, shared=False), "num_samples": 3},
+    "all": {"objective": FullSoftmax(), "match_hidden": 0.5, "top_k": 0},
 }
 UNTIED = dataclasses.replace(STUDENT, tied=False)
 WIDE, DEEP = (MeshConfig(data=n, model=8 // n, tables="row") for n in (2, 1))
@@ -188,6 +217,7 @@ CASES = [
     pytest.param("full", LAST, UNTIED, DEEP, marks=pytest.mark.slow),
     ("sampled", PACKED, STUDENT, WIDE),
     pytest.param("own", LAST, STUDENT, DEEP, marks=pytest.mark.slow),
+    ("all", PACKED, UNTIED, DEEP),
 ]
 
 
@@ -195,7 +225,8 @@ CASES = [
 def test_eight_devices_give_what_one_gives(
     name: str, data: Any, model: Any, mesh: MeshConfig, dataset: Dataset, teacher: Path
 ) -> None:
-    objective = Distillation(teacher=str(teacher), top_k=4, **OBJECTIVES[name])
+    options: dict[str, Any] = {"teacher": str(teacher), "top_k": 4} | OBJECTIVES[name]
+    objective = Distillation(**options)
     alone, losses = run(dataset, objective, data=data, model=model)
     together, others = run(dataset, objective, data=data, model=model, mesh=mesh)
     chex.assert_trees_all_close(together.params, alone.params, rtol=1e-5, atol=1e-5)
@@ -227,9 +258,15 @@ def test_touched_rows_give_what_the_dense_step_gives(dataset: Dataset, teacher: 
     np.testing.assert_allclose(losses, others, rtol=1e-6)
 
 
-def test_parts_of_a_batch_give_the_whole(dataset: Dataset, teacher: Path) -> None:
+@pytest.mark.parametrize(
+    ("plain", "top_k", "num_samples"),
+    [(SampledSoftmax(num_negatives=4), 4, 2), (FullSoftmax(), 0, 0)],
+)
+def test_parts_of_a_batch_give_the_whole(
+    plain: Any, top_k: int, num_samples: int, dataset: Dataset, teacher: Path
+) -> None:
     objective = Distillation(
-        objective=SampledSoftmax(num_negatives=4), teacher=str(teacher), top_k=4, num_samples=2
+        objective=plain, teacher=str(teacher), top_k=top_k, num_samples=num_samples
     )
     whole, losses = run(dataset, objective)
     parts, others = run(dataset, objective, accumulate=4)
@@ -309,7 +346,9 @@ def test_batches_without_labels_are_refused(dataset: Dataset) -> None:
     [
         ({"weight": 1.5}, "weight must be in"),
         ({"temperature": 0.0}, "temperature above 0"),
-        ({"top_k": 1, "teacher": "x"}, "at least 2 together"),
+        ({"top_k": 1, "teacher": "x"}, "at least 2 together, or both 0"),
+        ({"objective": BPR(), "top_k": 0, "teacher": "x"}, "BPR does not look at"),
+        ({"top_k": 0}, "set objective.teacher=WORKDIR"),
         ({"match_hidden": 1.0}, "set objective.teacher=WORKDIR"),
         ({"objective": Distillation(objective=BPR())}, "one teacher"),
     ],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxrec.ops.cross_entropy import catalogue_cross_entropy
+from jaxrec.ops.cross_entropy import catalogue_cross_entropy, catalogue_divergence
 
 
 def problem(rows: int, items: int, dim: int, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -260,3 +260,104 @@ def test_the_gradient_of_the_sum_over_devices_is_that_of_the_whole_loss() -> Non
     )
     np.testing.assert_allclose(gradients[0].reshape(-1, 5), expected[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradients[1].reshape(-1, 5)[:13], expected[1], rtol=1e-5, atol=1e-5)
+
+
+def teacher_of(items: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns vectors and a table of another width."""
+    random = np.random.default_rng(5)
+    table = random.standard_normal((items, 7)).astype(np.float32)
+    return random.standard_normal((rows, 7)).astype(np.float32), table
+
+
+def divergence_by_hand(
+    vectors: np.ndarray, table: np.ndarray, *taught: np.ndarray, weights: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Value and gradients in float64: d loss / d logits = weight * (softmax - the teacher's)."""
+
+    def logs(vectors: np.ndarray, table: np.ndarray) -> np.ndarray:
+        logits = np.asarray(vectors, np.float64) @ np.asarray(table, np.float64)[1:].T
+        logits -= logits.max(axis=1, keepdims=True)
+        return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+
+    mine, theirs, w = logs(vectors, table), logs(*taught), np.asarray(weights, np.float64)[:, None]
+    slope = w * (np.exp(mine) - np.exp(theirs))
+    gradient = np.concatenate([np.zeros((1, vectors.shape[1])), slope.T @ vectors])
+    return (w * np.exp(theirs) * (theirs - mine)).sum(), slope @ table[1:], gradient
+
+
+@pytest.mark.parametrize(
+    ("rows", "items", "chunk"), [(1, 3, None), (7, 5, 3), (65, 129, 16), (300, 33, None)]
+)
+def test_divergence_and_its_gradients_are_those_of_plain_softmaxes(
+    rows: int, items: int, chunk: int | None
+) -> None:
+    vectors, table, _, weights = problem(rows, items, 6)
+    weights[0] = 0.5
+    taught = teacher_of(items, rows)
+
+    def loss(vectors: jax.Array, table: jax.Array) -> jax.Array:
+        return catalogue_divergence(vectors, table, *taught, weights, chunk=chunk)
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(vectors, table)
+    expected = divergence_by_hand(vectors, table, *taught, weights=weights)
+    # A difference of numbers near 1.
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(loss)(vectors, table), value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradients[0], expected[1], rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(gradients[1], expected[2], rtol=1e-4, atol=2e-5)
+
+
+def test_divergence_from_oneself_is_zero_and_the_teacher_has_no_gradient() -> None:
+    vectors, table, _, weights = problem(6, 5, 3)
+    loss = jax.value_and_grad(catalogue_divergence, argnums=(0, 1, 2, 3))
+    value, gradients = loss(vectors, table, vectors, table, weights)
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0, atol=1e-5)
+    value, gradients = loss(vectors, table, *teacher_of(5, 6), weights)
+    assert value > 0.1 and not gradients[2].any() and not gradients[3].any()
+
+
+@pytest.mark.parametrize("scale", [1e4, 0.0])
+def test_divergence_stays_finite_when_scores_are_extreme(scale: float) -> None:
+    vectors, table, _, weights = problem(8, 9, 4)
+    taught = teacher_of(9, 8)
+    value, gradient = jax.value_and_grad(catalogue_divergence)(
+        jnp.asarray(vectors) * scale, table, taught[0] * 1e4, taught[1], weights
+    )
+    expected = divergence_by_hand(
+        vectors * np.float32(scale), table, taught[0] * np.float32(1e4), taught[1], weights=weights
+    )
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "blocks"), [("shard_map", 2), ("shard_map", 8), ("pmap", 4), ("two axes", 8)]
+)
+def test_a_split_table_gives_the_divergence_of_a_whole_one(how: str, blocks: int) -> None:
+    # 13 items in 8 blocks of 2: the last block has padding alone.
+    vectors, table, _, weights = split_problem(blocks, 6, 13, 5)
+    axis = ("data", "model") if how == "two axes" else "model"
+    theirs, their_table = teacher_of(13, blocks * 6)
+    each = theirs.reshape(blocks, 6, -1)
+
+    def split(
+        vectors: jax.Array, table: jax.Array, taught: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        return catalogue_divergence(
+            vectors, table, taught, their_table, weights, num_rows=13, chunk=7, axis=axis
+        )
+
+    values, gradients = on_devices(how, blocks, split)(vectors, table, each, weights)
+    flat, whole = vectors.reshape(-1, 5), table.reshape(-1, 5)[:13]
+    own = [
+        divergence_by_hand(v, whole, t, their_table, weights=w)[0]
+        for v, t, w in zip(vectors, each, weights, strict=True)
+    ]
+    np.testing.assert_allclose(values, own, rtol=1e-5, atol=1e-5)
+    expected = divergence_by_hand(flat, whole, theirs, their_table, weights=weights.ravel())
+    np.testing.assert_allclose(gradients[0].reshape(-1, 5), expected[1], rtol=1e-4, atol=2e-5)
+    found = np.asarray(gradients[1]).reshape(-1, 5)
+    np.testing.assert_allclose(found[:13], expected[2], rtol=1e-4, atol=2e-5)
+    assert not found[13:].any()
