@@ -50,12 +50,12 @@ flags.DEFINE_float(
 flags.DEFINE_list(
     "methods",
     ["int8", "int4", "pq"],
-    f"What to try, of {', '.join(METHODS)}. prune trains, which takes a while; the others do not.",
+    f"What to try, of {', '.join(METHODS)}. prune and distil train, which takes a while; the others do not.",
 )
 flags.DEFINE_string("split", "valid", "What candidates are chosen on: valid or test.")
 flags.DEFINE_float(
     "training_share",
-    0.25,
+    0.5,
     "How long methods that train do so, in lengths of the source's own training.",
     lower_bound=0.0,
 )
@@ -81,7 +81,7 @@ def main() -> None:
     rows = [first]
     # What was trained from another checkpoint, or for another time, is not gone on with.
     work = kept / f"step_{step}_share_{FLAGS.training_share:g}"
-    what = Source(experiment, params, work, FLAGS.training_share, FLAGS.quiet)
+    what = Source(experiment, params, Path(FLAGS.workdir), work, FLAGS.training_share, FLAGS.quiet)
     _say(f"{metric} of {len(per_user):,} users of the {FLAGS.split} split")
     _say(f"source: {first.num_bytes:,} bytes, {first.metric:.4f}")
     for candidate in candidates(what, FLAGS.methods):

@@ -1,7 +1,8 @@
 """Pruning: structured, which makes arrays smaller, and by magnitude, which fills them with zeros.
 
 A model config says what the axes of its parameters count (`jaxrec.models.axes`). Pruning chooses
-which units of an axis stay and slices every array that has the axis.
+which units of an axis stay and slices every array that has the axis; where an axis has directions,
+it takes the principal ones of the tables and projects every array on them.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.data.dataset import Dataset
-from jaxrec.models.axes import Axes
+from jaxrec.models.axes import Axes, Axis
 from jaxrec.paths import flatten, nest
 from jaxrec.training import Experiment, ExperimentConfig, TrainState, load_trained, train
 from jaxrec.typing import Params, UserError
@@ -25,7 +26,8 @@ type Scores = dict[str, np.ndarray]  # by name of an axis, (units,) how much eac
 def magnitudes(params: Params, axes: Axes) -> Scores:
     """Returns how large each unit is: its share of the squares of an array, over all arrays.
 
-    By shares, a large array such as a table does not drown the others.
+    By shares, a large array such as a table does not drown the others. Axes of directions have no
+    units to choose from, and no scores.
     """
     leaves = flatten(params)
 
@@ -61,7 +63,7 @@ def _by_unit(values_of: Callable[[str], np.ndarray], axes: Axes) -> Scores:
     for path, of_array in axes.items():
         values = values_of(path)
         for number, axis in enumerate(of_array):
-            if axis is not None:
+            if axis is not None and axis.kind == "units":
                 others = tuple(i for i in range(values.ndim) if i != number)
                 sums, where = values.sum(others, dtype=np.float64), axis.units >= 0
                 mine = np.bincount(axis.units[where], weights=sums[where])
@@ -75,12 +77,15 @@ def prune(
     counts: Mapping[str, int],
     scores: Scores | None = None,
 ) -> tuple[Any, Params]:
-    """Returns a narrower config and its parameters, slices of those that came.
+    """Returns a narrower config and its parameters, slices and projections of those that came.
 
     A unit that has no effect, such as a hidden unit or head whose outgoing weights are zero, is
-    removed without a change of any output. So is a column that is zero in all tables of a matrix
-    factorisation. A column of a transformer's residual stream takes part in the mean and variance
-    of its norms, so to remove one is never exact; train afterwards.
+    removed without a change of any output. A width of directions, such as `dim`, goes down to the
+    principal directions of the rows of the tables, each row counted as of length 1; this is exact
+    for a matrix factorisation whose rows lie in so few directions, up to rounding. A transformer's
+    residual stream has norms, which take means over its coordinates, so there it is never exact
+    (SliceGPT, arXiv 2401.15024, makes it so for norms without means and scales); train afterwards.
+    Of blocks the first ones stay.
 
     Args:
       params: of `config`.
@@ -103,13 +108,18 @@ def prune(
             raise UserError(f"{field}={count} cannot be kept of {there}: keep 1 to {there}.")
     axes = config.axes
     scores = magnitudes(params, axes) if scores is None else scores
-    kept = {
-        # Of equals the first stay; in their order, so that positions of fused kernels keep theirs.
-        name: np.sort(np.argsort(-scores[name], kind="stable")[:count])
-        for field, count in counts.items()
-        for name in widths[field]
-    }
-    return config.narrowed(**counts), _sliced(params, axes, kept)
+    narrower = config.narrowed(**counts)
+    leaves = {path: leaf for path, leaf in flatten(params).items() if path in narrower.axes}
+    for field, count in counts.items():
+        for name in widths[field]:
+            if name in scores:
+                # Of equals the first stay; in their order, so that positions of fused kernels keep
+                # theirs.
+                kept = np.sort(np.argsort(-scores[name], kind="stable")[:count])
+                _slice(leaves, axes, name, kept)
+            elif count < getattr(config, field):
+                _project(leaves, axes, name, count)
+    return narrower, nest(leaves)
 
 
 def widths_of(config: Any) -> dict[str, tuple[str, ...]]:
@@ -122,16 +132,46 @@ def widths_of(config: Any) -> dict[str, tuple[str, ...]]:
     return config.widths
 
 
-def _sliced(params: Params, axes: Axes, kept: Mapping[str, np.ndarray]) -> Params:
-    sliced = flatten(params)
-    for path, of_array in axes.items():
-        for number, axis in enumerate(of_array):
-            if axis is not None and axis.name in kept:
-                stays = np.isin(axis.units, [*kept[axis.name], -1])
-                sliced[path] = jnp.take(
-                    jnp.asarray(sliced[path]), np.flatnonzero(stays), axis=number
-                )
-    return nest(sliced)
+def _arrays(leaves: Params, axes: Axes, name: str) -> Iterator[tuple[str, int, Axis]]:
+    """Gives path, number and axis of each array that has an axis of this name."""
+    for path in leaves:
+        for number, axis in enumerate(axes[path]):
+            if axis is not None and axis.name == name:
+                yield path, number, axis
+
+
+def _slice(leaves: Params, axes: Axes, name: str, kept: np.ndarray) -> None:
+    for path, number, axis in _arrays(leaves, axes, name):
+        stays = np.flatnonzero(np.isin(axis.units, [*kept, -1]))
+        leaves[path] = jnp.take(jnp.asarray(leaves[path]), stays, axis=number)
+
+
+def _project(leaves: Params, axes: Axes, name: str, count: int) -> None:
+    basis = _principal(leaves, axes, name)[:, :count]
+    for path, number, axis in _arrays(leaves, axes, name):
+        array = np.moveaxis(np.asarray(leaves[path], np.float32), number, -1)
+        mapping = np.square(basis) if axis.kind == "scales" else basis
+        found = array[..., : len(basis)] @ mapping.astype(np.float32)
+        # What is not of the space, such as a bias in a table's last column, lies behind it.
+        found = np.concatenate([found, array[..., len(basis) :]], axis=-1)
+        leaves[path] = jnp.asarray(np.moveaxis(found, -1, number), leaves[path].dtype)
+
+
+def _principal(leaves: Params, axes: Axes, name: str) -> np.ndarray:
+    """Returns (D, D): an orthonormal basis in its columns, the tables' principal directions first.
+
+    Rows of a table count as of length 1: a scorer by cosine does not ask how long they are, and
+    elsewhere long ones would decide alone.
+    """
+    total: Any = 0.0
+    for path, number, axis in _arrays(leaves, axes, name):
+        if number == 1 and path.endswith("/table"):
+            rows = np.asarray(leaves[path], np.float32)[:, axis.units >= 0]
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+            unit = rows / np.where(lengths > 0, lengths, 1)
+            total = total + (unit.T @ unit).astype(np.float64)
+    basis: np.ndarray = np.linalg.eigh(total)[1][:, ::-1]
+    return basis
 
 
 def _gradients(experiment: Experiment, params: Params, batches: int) -> Iterator[Params]:

@@ -14,15 +14,22 @@ import numpy as np
 
 from jaxrec.compression.pruning import prune_and_train, widths_of
 from jaxrec.compression.quantized import QuantizationAware, Quantized, num_bytes, quantize
+from jaxrec.data import Taught
+from jaxrec.distillation import Distillation
 from jaxrec.evaluation import EvaluationConfig, requests_of
 from jaxrec.evaluation.charts import line_chart
 from jaxrec.metrics import bootstrap_interval
+from jaxrec.objectives import BCE, BPR, FullSoftmax, InBatchSoftmax, SampledSoftmax
 from jaxrec.ops.topk import top_k_dot
 from jaxrec.paths import flatten
 from jaxrec.training import Experiment
 from jaxrec.typing import Params, UserError
 
 BATCH_SIZES = (1, 32)  # whose latency is measured
+
+# How smaller models are taught; what was measured for it is in docs/compression.md.
+_TAUGHT, _LESS_DROPOUT = 0.4, 0.4
+_RANKING = (FullSoftmax, SampledSoftmax, InBatchSoftmax, BCE, BPR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Source:
 
     Attributes:
       experiment, params: the trained model.
+      workdir: its run, which teaches smaller models.
       work: directory for runs of methods that train; a search that was cut off and is called again
         goes on from what is there.
       training_share: how long such a run is, in lengths of the source's own.
@@ -54,8 +62,9 @@ class Source:
 
     experiment: Experiment
     params: Params
+    workdir: Path
     work: Path
-    training_share: float = 0.25
+    training_share: float = 0.5
     quiet: bool = True
 
     def of(self, name: str, model: Any, params: Params) -> Candidate:
@@ -77,15 +86,57 @@ class Source:
         flat, tables = flatten(self.params), self.experiment.tables
         return math.gcd(*(flat[f"{name}/table"].shape[1] for name in tables))
 
+    def smaller(self, name: str, counts: Mapping[str, int]) -> Iterator[Candidate]:
+        """Gives the source with smaller counts, trained; and the same as int8."""
+        experiment, params = prune_and_train(
+            self.training,
+            self.params,
+            counts,
+            self.work / name.replace(" ", "_"),
+            quiet=self.quiet,
+        )
+        yield Candidate(name, experiment, params)
+        trained = dataclasses.replace(self, experiment=experiment, params=params)
+        yield trained.quantised(f"{name}, int8", tables="int8")
+
     @property
-    def shorter(self) -> Experiment:
-        """The experiment with a training of `training_share` of its length."""
-        training = self.experiment.config.training
-        length = "steps" if training.steps else "epochs"
-        value = max(1, round(getattr(training, length) * self.training_share))
-        training = dataclasses.replace(training, **{length: value})
-        config = dataclasses.replace(self.experiment.config, training=training)
+    def training(self) -> Experiment:
+        """The experiment as smaller models are trained.
+
+        That is, for `training_share` of its length, taught by the source where the objective ranks
+        items, and then with less dropout, as they are smaller and the teacher's labels are soft.
+        """
+        config = self.experiment.config
+        length = "steps" if config.training.steps else "epochs"
+        value = max(1, round(getattr(config.training, length) * self.training_share))
+        config = dataclasses.replace(
+            config, training=dataclasses.replace(config.training, **{length: value})
+        )
+        objective, data = config.objective, config.data
+        if isinstance(objective, Distillation):
+            objective = objective.objective
+        if isinstance(data, Taught):
+            data = data.data
+        if isinstance(objective, _RANKING):
+            taught = Distillation(
+                objective=objective,
+                teacher=str(self.workdir.absolute()),
+                weight=_TAUGHT,
+                top_k=0 if objective.whole_catalogue else 50,
+            )
+            config = dataclasses.replace(
+                config, objective=taught, data=data, model=_with_less_dropout(config.model)
+            )
         return dataclasses.replace(self.experiment, config=config)
+
+
+def _with_less_dropout(model: Any) -> Any:
+    rates = {
+        field.name: _LESS_DROPOUT * getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name.endswith("dropout")
+    }
+    return dataclasses.replace(model, **rates)
 
 
 def _int8(source: Source) -> Iterator[Candidate]:
@@ -108,25 +159,23 @@ def _pq(source: Source) -> Iterator[Candidate]:
 
 
 def _prune(source: Source) -> Iterator[Candidate]:
-    """Half of the heads and hidden units; half of every width; and the same as int8."""
+    """Half of the heads and hidden units; half of the width as well; and both as int8."""
     model = source.experiment.config.model
-    widths = widths_of(model)
-    half = {field: max(1, getattr(model, field) // 2) for field in widths}
+    half = _halved(model, keep=("num_blocks",))
     inside = {field: count for field, count in half.items() if field != "dim"}
-    for name, counts in (("prune blocks", inside), ("prune all", half)):
-        if not counts:
-            continue
-        experiment, params = prune_and_train(
-            source.shorter,
-            source.params,
-            counts,
-            source.work / name.replace(" ", "_"),
-            rounds=2,
-            quiet=source.quiet,
-        )
-        yield Candidate(name, experiment, params)
-        pruned = dataclasses.replace(source, experiment=experiment, params=params)
-        yield pruned.quantised(f"{name}, int8", tables="int8")
+    if inside:
+        yield from source.smaller("prune blocks", inside)
+    yield from source.smaller("prune all", half)
+
+
+def _distil(source: Source) -> Iterator[Candidate]:
+    """A student with half of everything, blocks included; and as int8."""
+    yield from source.smaller("student", _halved(source.experiment.config.model))
+
+
+def _halved(model: Any, keep: tuple[str, ...] = ()) -> dict[str, int]:
+    fields = [field for field in widths_of(model) if field not in keep]
+    return {field: max(1, getattr(model, field) // 2) for field in fields}
 
 
 METHODS: dict[str, Callable[[Source], Iterator[Candidate]]] = {
@@ -134,6 +183,7 @@ METHODS: dict[str, Callable[[Source], Iterator[Candidate]]] = {
     "int4": _int4,
     "pq": _pq,
     "prune": _prune,
+    "distil": _distil,
 }
 
 

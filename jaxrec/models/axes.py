@@ -1,6 +1,6 @@
 """Names for what the axes of parameters count, so that a width can be made smaller everywhere."""
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,10 +12,15 @@ class Axis(NamedTuple):
       name: such as "dim"; axes of one name, in whatever arrays, lose the same units together.
       units: (size of the axis,) int; the unit that each position belongs to, -1 at positions that
         always stay. A fused kernel has a unit at several positions.
+      kind: what becomes of the positions when there are to be fewer. "units" are chosen among.
+        "directions" are coordinates of a space in which any basis serves as well, such as that of
+        item vectors: they are mapped to fewer ones, and lie before positions that stay. "scales"
+        multiply such coordinates, and are averaged.
     """
 
     name: str
     units: np.ndarray
+    kind: Literal["units", "directions", "scales"] = "units"
 
 
 type Axes = dict[str, tuple[Axis | None, ...]]
@@ -31,7 +36,10 @@ class Narrowable(Protocol):
 
     @property
     def widths(self) -> dict[str, tuple[str, ...]]:
-        """By field of the config, the names of the axes that have so many units each."""
+        """By field of the config, the names of the axes that have so many units each.
+
+        A field without names counts layers, of which the first ones stay.
+        """
         ...
 
     def narrowed(self, **counts: int) -> "Narrowable":

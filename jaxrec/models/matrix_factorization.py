@@ -54,7 +54,7 @@ class Config:
     @property
     def axes(self) -> Axes:
         """See `jaxrec.models.axes.Narrowable`. The bias, in the last column, always stays."""
-        dim = Axis("dim", np.append(np.arange(self.dim), -1))
+        dim = Axis("dim", np.append(np.arange(self.dim), -1), "directions")
         return {"users/table": (None, dim), "items/table": (None, dim)}
 
     def narrowed(self, **counts: int) -> "Config":

@@ -91,15 +91,16 @@ class Config:
         """See `jaxrec.models.axes.Narrowable`."""
         blocks = range(self.num_blocks)
         heads, hidden = (tuple(f"blocks/{i}/{x}" for i in blocks) for x in ("heads", "hidden"))
-        return {"dim": ("dim",), "num_heads": heads, "hidden": hidden}
+        return {"dim": ("dim",), "num_heads": heads, "hidden": hidden, "num_blocks": ()}
 
     @property
     def axes(self) -> Axes:
         """See `jaxrec.models.axes.Narrowable`. Positions of q, k and v go with their head."""
-        dim, each = Axis("dim", np.arange(self.dim)), np.arange(self.hidden)
+        dim, each = Axis("dim", np.arange(self.dim), "directions"), np.arange(self.hidden)
+        scale = dim._replace(kind="scales")
         head_dim = self.head_dim or self.dim // self.num_heads
         of_head = np.repeat(np.arange(self.num_heads), head_dim)
-        norm: Axes = {"scale": (dim,)}
+        norm: Axes = {"scale": (scale,)}
         norm |= {} if self.block == "ligr" else {"bias": (dim,)}
         axes: Axes = {"items/table": (None, dim)}
         axes |= {} if self.tied else {"outputs/table": (None, dim)}
@@ -118,7 +119,7 @@ class Config:
                 block |= {"feed_forward/up/kernel": (dim, gated)}
                 block |= {"feed_forward/down/kernel": (hidden, dim)}
                 for gate in ("attention_gate", "feed_forward_gate"):
-                    block |= _below(gate, {"kernel": (dim, dim), "bias": (dim,)})
+                    block |= _below(gate, {"kernel": (dim, scale), "bias": (scale,)})
             else:
                 block |= _below("feed_forward/up", {"kernel": (dim, hidden), "bias": (hidden,)})
                 block |= _below("feed_forward/down", {"kernel": (hidden, dim), "bias": (dim,)})
@@ -126,10 +127,10 @@ class Config:
         return axes
 
     def narrowed(self, **counts: int) -> "Config":
-        """Returns the config with other widths; heads keep the width that they have."""
+        """Returns the config with other counts; heads keep the width that they have."""
         head_dim = self.head_dim or self.dim // self.num_heads
-        widths: dict[str, Any] = {"head_dim": head_dim, **counts}
-        return dataclasses.replace(self, **widths)
+        changes: dict[str, Any] = {"head_dim": head_dim, **counts}
+        return dataclasses.replace(self, **changes)
 
 
 def _below(path: str, axes: Axes) -> Axes:

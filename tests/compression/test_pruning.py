@@ -25,6 +25,7 @@ from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import EvaluationConfig
 from jaxrec.functional import functional_of
 from jaxrec.models import matrix_factorization, sasrec
+from jaxrec.models.axes import Axis
 from jaxrec.objectives import FullSoftmax
 from jaxrec.optim import OptimizerConfig
 from jaxrec.paths import flatten, nest
@@ -133,26 +134,63 @@ def test_columns_that_are_zero_leave_a_factorisation_with_the_same_scores() -> N
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_a_narrower_stream_has_the_columns_that_matter_everywhere(kind: str) -> None:
+def test_a_narrower_stream_keeps_the_space_that_the_rows_of_tables_lie_in(kind: str) -> None:
     config = CONFIGS[kind]
-    params = without(params_of(config), config.axes, "dim", [2, 5, 6])
+    params = params_of(config)
+    random = np.random.default_rng(1)
+    space = np.linalg.qr(random.normal(size=(12, 9)))[0]  # not along the axes
+    for name in {"items", "outputs"} & params.keys():
+        table = np.asarray(params[name]["table"]) @ space @ space.T
+        params[name]["table"] = jnp.asarray(table, jnp.float32)
     smaller, less = prune(params, config, {"dim": 9})
-    kept = np.array([0, 1, 3, 4, 7, 8, 9, 10, 11])
     assert smaller.dim == 9 and smaller.head_dim == 4  # heads keep their width
-    np.testing.assert_array_equal(less["items"]["table"], params["items"]["table"][:, kept])
-    up = params["blocks"]["1"]["feed_forward"]["up"]["kernel"]
-    np.testing.assert_array_equal(less["blocks"]["1"]["feed_forward"]["up"]["kernel"], up[kept])
+    chex.assert_trees_all_equal_shapes(less, functional_of(smaller).init(jax.random.key(0)))
+    before, after = (np.asarray(p["items"]["table"]) for p in (params, less))
+    np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-5)
+
+    def made(params: Params, table: np.ndarray) -> np.ndarray:
+        return table @ np.asarray(params["blocks"]["1"]["feed_forward"]["up"]["kernel"])
+
+    np.testing.assert_allclose(made(less, after), made(params, before), atol=1e-5)
+
+
+def test_scales_of_norms_become_averages_and_biases_are_projected() -> None:
+    config = CONFIGS["post_norm"]
+    params = params_of(config)
+    params["input_norm"]["scale"] = jnp.full(12, 1.5)
+    params["input_norm"]["bias"] = params["items"]["table"][3]
+    _, less = prune(params, config, {"dim": 5})
+    np.testing.assert_allclose(less["input_norm"]["scale"], 1.5, rtol=1e-5)
+    np.testing.assert_allclose(less["input_norm"]["bias"], less["items"]["table"][3], atol=1e-6)
+
+
+def test_directions_are_those_that_unit_rows_have_most_of() -> None:
+    # A long row lies along the third axis; more rows, short ones, along the first two.
+    table = np.zeros((8, 7), np.float32)
+    table[1:4, 0], table[4:6, 1], table[6, 2] = 0.1, 0.2, 100
+    params = {name: {"table": jnp.asarray(table)} for name in ("users", "items")}
+    _, less = prune(params, dataclasses.replace(MF, num_users=7), {"dim": 2})
+    found = np.abs(np.asarray(less["items"]["table"]))
+    np.testing.assert_allclose(found[1:4], [[0.1, 0, 0]] * 3, atol=1e-6)
+    np.testing.assert_allclose(found[4:6], [[0, 0.2, 0]] * 2, atol=1e-6)
+    np.testing.assert_allclose(found[6], 0, atol=1e-4)
+
+
+def test_of_blocks_the_first_ones_stay() -> None:
+    config = CONFIGS["pre_norm"]
+    params = params_of(config)
+    smaller, less = prune(params, config, {"num_blocks": 1})
+    assert smaller.num_blocks == 1
+    chex.assert_trees_all_equal(less["blocks"]["0"], params["blocks"]["0"])
     chex.assert_trees_all_equal_shapes(less, functional_of(smaller).init(jax.random.key(0)))
 
 
 def test_magnitudes_are_sums_of_shares() -> None:
-    params = {
-        "users": {"table": jnp.asarray([[1.0, 2, 9], [3, 0, 9]])},
-        "items": {"table": jnp.asarray([[0.5, 0.5, 1]])},
-    }
-    axes = matrix_factorization.Config(dim=2).axes
-    scores = magnitudes(params, axes)
-    np.testing.assert_allclose(scores["dim"], [10 / 176 + 0.25 / 1.5, 4 / 176 + 0.25 / 1.5])
+    units = Axis("hidden", np.array([0, 1, -1]))
+    params = {"up": jnp.asarray([[1.0, 2, 9], [3, 0, 9]]), "down": jnp.asarray([[0.5, 0.5, 1]])}
+    scores = magnitudes(params, {"up": (None, units), "down": (None, units)})
+    np.testing.assert_allclose(scores["hidden"], [10 / 176 + 0.25 / 1.5, 4 / 176 + 0.25 / 1.5])
+    assert not magnitudes(params_of(MF), MF.axes)  # directions are not chosen among
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,11 +21,12 @@ from jaxrec.compression.search import (
     measure,
     pareto,
 )
-from jaxrec.data import PairData
+from jaxrec.data import PairData, SequenceData, Taught
 from jaxrec.data.dataset import Dataset
+from jaxrec.distillation import Distillation
 from jaxrec.evaluation import EvaluationConfig
-from jaxrec.models import matrix_factorization
-from jaxrec.objectives import SquaredError
+from jaxrec.models import matrix_factorization, sasrec
+from jaxrec.objectives import FullSoftmax, SampledSoftmax, SquaredError
 from jaxrec.training import Experiment, ExperimentConfig, TrainingConfig
 from jaxrec.typing import UserError
 
@@ -125,7 +127,7 @@ def test_a_candidate_is_measured_beside_the_source_user_by_user(source: Candidat
 
 
 def test_methods_make_what_they_are_named_after(source: Candidate, tmp_path: Any) -> None:
-    what = Source(source.experiment, source.params, tmp_path)
+    what = Source(source.experiment, source.params, tmp_path, tmp_path)
     made = list(candidates(what, ["int8", "int4", "pq"]))
     # The tables are 8 wide, a bias included.
     names = [
@@ -141,10 +143,35 @@ def test_methods_make_what_they_are_named_after(source: Candidate, tmp_path: Any
     sizes = [num_bytes(c.params) for c in made[:4]]
     rows = 41 + 31
     assert sizes == [rows * (8 + 2), rows * (4 + 2), rows * (4 + 4), rows * (4 + 8)]
-    assert what.shorter.config.training.epochs == 2
-    with pytest.raises(UserError, match="no method 'int2'. There are: int8, int4, pq, prune"):
+    assert what.training.config.training.epochs == 5
+    with pytest.raises(
+        UserError, match="no method 'int2'. There are: int8, int4, pq, prune, distil"
+    ):
         list(candidates(what, ["int8", "int2"]))
     model: Any = made[0].experiment.config.model
     assert isinstance(model, Quantized)
     with pytest.raises(UserError, match="quantised already"):
-        list(candidates(Source(made[0].experiment, made[0].params, tmp_path), ["int8"]))
+        list(candidates(Source(made[0].experiment, made[0].params, tmp_path, tmp_path), ["int8"]))
+
+
+def test_smaller_models_are_taught_where_the_objective_ranks(
+    source: Candidate, tmp_path: Path
+) -> None:
+    what = Source(source.experiment, source.params, tmp_path / "run", tmp_path)
+    assert what.training.config.objective == SquaredError()
+    model = sasrec.Config(max_len=4, dim=4, num_blocks=1, hidden=4, dropout=0.5)
+    plain = SampledSoftmax(num_negatives=4)
+    for objective, top_k in ((FullSoftmax(), 0), (plain, 50)):
+        config = ExperimentConfig(
+            data=Taught(data=SequenceData(max_len=4), labels="gone"),
+            model=model,
+            objective=Distillation(objective=objective),
+            training=TrainingConfig(steps=9),
+        )
+        experiment = Experiment.of(config, source.experiment.dataset)
+        found = dataclasses.replace(what, experiment=experiment).training.config
+        assert found.data == SequenceData(max_len=4) and found.training.steps == 4
+        assert found.objective == Distillation(
+            objective=objective, teacher=str(tmp_path / "run"), weight=0.4, top_k=top_k
+        )
+        assert found.model.dropout == 0.2
