@@ -28,7 +28,7 @@ from jaxrec.typing import Params, UserError
 BATCH_SIZES = (1, 32)  # whose latency is measured
 
 # How smaller models are taught; what was measured for it is in docs/compression.md.
-_TAUGHT, _LESS_DROPOUT = 0.4, 0.4
+_TAUGHT, _LESS_DROPOUT = 0.4, 0.2
 _RANKING = (FullSoftmax, SampledSoftmax, InBatchSoftmax, BCE, BPR)
 
 

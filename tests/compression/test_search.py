@@ -174,4 +174,4 @@ def test_smaller_models_are_taught_where_the_objective_ranks(
         assert found.objective == Distillation(
             objective=objective, teacher=str(tmp_path / "run"), weight=0.4, top_k=top_k
         )
-        assert found.model.dropout == 0.2
+        assert found.model.dropout == 0.1
