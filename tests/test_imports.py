@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "jaxrec").rglob("*.py"))
 LAYERS = (
-    ("typing", "config", "memory", "paths"),
+    ("typing", "config", "memory", "paths", "columns"),
     ("ops", "data"),
     ("layers", "losses", "metrics", "optim", "sampling"),
     ("models", "objectives", "functional", "sharding"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.columns import aligned
 from jaxrec.compression.pruning import prune_and_train, widths_of
 from jaxrec.compression.quantized import QuantizationAware, Quantized, num_bytes, quantize
 from jaxrec.data import Taught
@@ -374,14 +375,7 @@ def format_table(rows: Sequence[Measured], metric: str) -> str:
                 "significant" if row.significant_loss else "",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 _STYLE = (

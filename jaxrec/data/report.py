@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jaxrec.columns import aligned
 from jaxrec.typing import UserError
 
 
@@ -62,8 +63,4 @@ def format_report(report: Sequence[dict[str, Any]]) -> str:
     names = ("rule", "dropped_events", "left_events", "left_users", "left_items")
     rows = [tuple(name.replace("_", " ") for name in names)]
     rows += [(str(row["rule"]), *(f"{row[name]:,}" for name in names[1:])) for row in report]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
-    return "\n".join(lines)
+    return "\n".join(aligned(rows))

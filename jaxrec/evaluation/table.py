@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from jaxrec.columns import aligned
 from jaxrec.evaluation.ranking import Evaluation
 from jaxrec.typing import UserError
 
@@ -51,16 +52,9 @@ def metrics_table(evaluations: Mapping[str, Evaluation], names: Sequence[str] | 
     rows = [["", *names]]
     for row, values in cells(evaluations, names):
         rows.append([row, *(" ".join(filter(None, pair)) or "–" for pair in values)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(line.rstrip() for line in lines)
+    lines = aligned(rows)
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
 
 
 def _cell(evaluation: Evaluation, name: str) -> tuple[str, str]:
