@@ -50,8 +50,8 @@ flags.DEFINE_float(
 flags.DEFINE_list(
     "methods",
     ["int8", "int4", "pq"],
-    f"What to try, of {', '.join(METHODS)}. prune and distil train, which takes a while; the "
-    "others do not.",
+    f"What to try, of {', '.join(METHODS)}. qat, prune and distil train, which takes a while; "
+    "the others do not.",
 )
 flags.DEFINE_string("split", "valid", "What candidates are chosen on: valid or test.")
 flags.DEFINE_float(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.columns import aligned
-from jaxrec.compression.pruning import prune_and_train, widths_of
+from jaxrec.compression.pruning import prune_and_train, start_from, widths_of
 from jaxrec.compression.quantized import QuantizationAware, Quantized, num_bytes, quantize
 from jaxrec.data import Taught
 from jaxrec.distillation import Distillation
@@ -23,7 +23,7 @@ from jaxrec.metrics import bootstrap_interval
 from jaxrec.objectives import BCE, BPR, FullSoftmax, InBatchSoftmax, SampledSoftmax
 from jaxrec.ops.topk import top_k_dot
 from jaxrec.paths import flatten
-from jaxrec.training import Experiment
+from jaxrec.training import Experiment, ExperimentConfig, load_trained, train
 from jaxrec.typing import Params, UserError
 
 BATCH_SIZES = (1, 32)  # whose latency is measured
@@ -75,10 +75,7 @@ class Source:
 
     def quantised(self, name: str, **options: Any) -> Candidate:
         """Returns the source with its parameters quantised; options as `Quantized`."""
-        model = self.experiment.config.model
-        if isinstance(model, QuantizationAware):
-            model = model.model  # the same parameters
-        config = Quantized(model=model, **options)
+        config = Quantized(model=_plain(self.experiment.config.model), **options)
         return self.of(name, config, quantize(self.params, config))
 
     @property
@@ -90,7 +87,7 @@ class Source:
     def smaller(self, name: str, counts: Mapping[str, int]) -> Iterator[Candidate]:
         """Gives the source with smaller counts, trained; and the same as int8."""
         experiment, params = prune_and_train(
-            self.training,
+            self.taught,
             self.params,
             counts,
             self.work / name.replace(" ", "_"),
@@ -101,18 +98,22 @@ class Source:
         yield trained.quantised(f"{name}, int8", tables="int8")
 
     @property
-    def training(self) -> Experiment:
-        """The experiment as smaller models are trained.
-
-        That is, for `training_share` of its length, taught by the source where the objective ranks
-        items, and then with less dropout, as they are smaller and the teacher's labels are soft.
-        """
+    def shorter(self) -> ExperimentConfig:
+        """The config with a training of `training_share` of its length."""
         config = self.experiment.config
         length = "steps" if config.training.steps else "epochs"
         value = max(1, round(getattr(config.training, length) * self.training_share))
-        config = dataclasses.replace(
-            config, training=dataclasses.replace(config.training, **{length: value})
-        )
+        training = dataclasses.replace(config.training, **{length: value})
+        return dataclasses.replace(config, training=training)
+
+    @property
+    def taught(self) -> Experiment:
+        """The experiment as smaller models are trained: for a shorter time, by the source.
+
+        A model whose objective does not rank items has no teacher. One that has gets less dropout,
+        as it is smaller and the teacher's labels are soft.
+        """
+        config = self.shorter
         objective, data = config.objective, config.data
         if isinstance(objective, Distillation):
             objective = objective.objective
@@ -152,6 +153,23 @@ def _int4(source: Source) -> Iterator[Candidate]:
             yield source.quantised(f"int4 group {group}", tables="int4", group=group)
 
 
+def _qat(source: Source) -> Iterator[Candidate]:
+    """int4, after training that knows of it."""
+    model = source.experiment.config.model
+    aware = QuantizationAware(model=_plain(model), bits=4)
+    config = dataclasses.replace(source.shorter, model=aware)
+    workdir, dataset = source.work / "qat", source.experiment.dataset
+    train(config, dataset, workdir, start=start_from(source.params), quiet=source.quiet)
+    _, params, _ = load_trained(workdir, dataset)
+    stored = aware.quantized()
+    yield source.of("int4, trained for it", stored, quantize(params, stored))
+
+
+def _plain(model: Any) -> Any:
+    """Returns the config whose parameters are floats: the same ones."""
+    return model.model if isinstance(model, QuantizationAware) else model
+
+
 def _pq(source: Source) -> Iterator[Candidate]:
     width = source.table_width
     for parts in (width // 2, width // 4, width // 8):
@@ -183,6 +201,7 @@ METHODS: dict[str, Callable[[Source], Iterator[Candidate]]] = {
     "int8": _int8,
     "int4": _int4,
     "pq": _pq,
+    "qat": _qat,
     "prune": _prune,
     "distil": _distil,
 }

@@ -143,9 +143,9 @@ def test_methods_make_what_they_are_named_after(source: Candidate, tmp_path: Any
     sizes = [num_bytes(c.params) for c in made[:4]]
     rows = 41 + 31
     assert sizes == [rows * (8 + 2), rows * (4 + 2), rows * (4 + 4), rows * (4 + 8)]
-    assert what.training.config.training.epochs == 5
+    assert what.shorter.training.epochs == 5
     with pytest.raises(
-        UserError, match="no method 'int2'. There are: int8, int4, pq, prune, distil"
+        UserError, match="no method 'int2'. There are: int8, int4, pq, qat, prune, distil"
     ):
         list(candidates(what, ["int8", "int2"]))
     model: Any = made[0].experiment.config.model
@@ -158,7 +158,7 @@ def test_smaller_models_are_taught_where_the_objective_ranks(
     source: Candidate, tmp_path: Path
 ) -> None:
     what = Source(source.experiment, source.params, tmp_path / "run", tmp_path)
-    assert what.training.config.objective == SquaredError()
+    assert what.taught.config.objective == SquaredError()
     model = sasrec.Config(max_len=4, dim=4, num_blocks=1, hidden=4, dropout=0.5)
     plain = SampledSoftmax(num_negatives=4)
     for objective, top_k in ((FullSoftmax(), 0), (plain, 50)):
@@ -169,7 +169,7 @@ def test_smaller_models_are_taught_where_the_objective_ranks(
             training=TrainingConfig(steps=9),
         )
         experiment = Experiment.of(config, source.experiment.dataset)
-        found = dataclasses.replace(what, experiment=experiment).training.config
+        found = dataclasses.replace(what, experiment=experiment).taught.config
         assert found.data == SequenceData(max_len=4) and found.training.steps == 4
         assert found.objective == Distillation(
             objective=objective, teacher=str(tmp_path / "run"), weight=0.4, top_k=top_k

@@ -24,6 +24,7 @@ PRUNED = {"prune blocks", "prune blocks, int8", "prune all", "prune all, int8"}
     [
         ("int8", {"int8"}),
         pytest.param("prune", PRUNED, marks=pytest.mark.slow),  # trains twice
+        pytest.param("qat", {"int4, trained for it"}, marks=pytest.mark.slow),
         pytest.param("distil", {"student", "student, int8"}, marks=pytest.mark.slow),
     ],
 )
@@ -65,6 +66,6 @@ def test_a_target_out_of_reach_and_other_mistakes_end_in_one_sentence(
     assert not (tmp_path / "small" / "checkpoints").exists()
     assert "either --target_bytes=N or --max_metric_drop" in scripts.fails("compress", *flags)
     said = scripts.fails("compress", *flags, "--target_bytes=100", "--methods=int2")
-    assert "no method 'int2'. There are: int8, int4, pq, prune, distil" in said
+    assert "no method 'int2'. There are: int8, int4, pq, qat, prune, distil" in said
     said = scripts.fails("compress", f"--workdir={tmp_path}", *flags[1:], "--target_bytes=100")
     assert "holds no run" in said
