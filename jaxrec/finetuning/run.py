@@ -18,10 +18,11 @@ from jaxrec.finetuning.comparison import compare, measure
 from jaxrec.finetuning.growth import Growth, grow
 from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.experiment import Experiment, load_config, load_trained
+from jaxrec.training.experiment import Experiment
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first
 from jaxrec.training.state import TrainState
+from jaxrec.training.trained import load_config, load_trained
 from jaxrec.typing import UserError
 
 _COUNTS = ("num_items", "num_users")

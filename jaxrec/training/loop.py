@@ -21,7 +21,7 @@ from jaxrec.paths import divide, flatten
 from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.experiment import Experiment, check_same, describe_checkpoint
+from jaxrec.training.experiment import Experiment
 from jaxrec.training.host import HostStep, to_host
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
@@ -34,6 +34,7 @@ from jaxrec.training.state import (
     init_state,
 )
 from jaxrec.training.step import make_step
+from jaxrec.training.trained import check_same, describe_checkpoint
 from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Batch, Stopped, UserError
 
