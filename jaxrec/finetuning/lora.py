@@ -65,7 +65,7 @@ class LoRA(Wrapper):
           UserError: when a pattern matches nothing or no matrix, or a matrix is too small.
         """
         trunk = functional_of(self.model)
-        shapes = flatten(jax.eval_shape(trunk.init, jax.random.key(0)))
+        shapes = flatten(trunk.shapes)
         matrices = self._matrices(shapes)
         trained = select(self.also, shapes, option="lora.also") - trunk.frozen
 

@@ -84,7 +84,7 @@ class Experiment:
         patterns, frozen = self.config.training.trained, self.model.frozen
         if not patterns and not frozen:
             return None
-        there = flatten(jax.eval_shape(self.model.init, jax.random.key(0)))
+        there = flatten(self.model.shapes)
         named = {"head": self.catalogue}
         spelt = [path for pattern in patterns for path in named.get(pattern, (pattern,))]
         chosen = select(spelt or ["*"], there, option="config.training.trained") - frozen

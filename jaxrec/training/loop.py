@@ -377,8 +377,7 @@ class _Run:
 
 
 def _check_trainable(experiment: Experiment) -> None:
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    moving, _ = divide(shapes, experiment.trained)
+    moving, _ = divide(experiment.model.shapes, experiment.trained)
     for path, leaf in flatten(moving).items():
         if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
             raise UserError(
