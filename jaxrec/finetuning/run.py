@@ -15,7 +15,7 @@ from jaxrec.data.dataset import SPLITS
 from jaxrec.data.readers import find_files
 from jaxrec.data.vocabulary import path_in_workdir
 from jaxrec.finetuning.comparison import compare, measure
-from jaxrec.finetuning.growth import Growth, grow
+from jaxrec.finetuning.growth import Grown, Growth, grow
 from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
@@ -83,12 +83,15 @@ def finetune(
     config = source_config(source) if config is None else config
     if replay is not None:
         config = _replayed(config, replay, source, origin["fingerprints"], dataset)
-    split = _split(dataset)
+    split, kept = _split(dataset), workdir / "before.npy"
+    experiment = Experiment.of(config, dataset)
+
+    def growing(born: TrainState) -> Grown:
+        with open_source(source, dataset, step=origin["step"]) as opened:
+            return grow(opened, experiment, born, growth)
 
     def start(born: TrainState) -> TrainState:
-        experiment = Experiment.of(config, dataset)
-        with open_source(source, dataset, step=origin["step"]) as opened:
-            grown = grow(opened, experiment, born, growth)
+        grown = growing(born)
         if is_first():
             taken = dataclasses.asdict(grown.report)
             text = json.dumps(origin | {"taken": taken}, indent=2) + "\n"
@@ -96,18 +99,17 @@ def finetune(
             if not quiet:
                 print(f"from {source}, step {origin['step']:,}:\n{grown.report}", flush=True)
         if split is not None:
-            before = measure(experiment, grown.state.used, split)
-            if is_first():
-                whole = configs.whole_file(workdir / "before.npy")
-                with whole as partial, partial.open("wb") as file:
-                    np.save(file, before)
+            _keep(kept, measure(experiment, grown.state.used, split))
         return grown.state
 
     result = train(config, data, workdir, start=start, quiet=quiet)
     if split is None:
         return result
+    before = _kept(kept)
+    if before is None:  # removed or damaged since; the source is as it was
+        before = measure(experiment, growing(_born(experiment)).state.used, split)
+        _keep(kept, before)
     experiment, params, _ = load_trained(workdir, dataset)
-    before = np.load(workdir / "before.npy")
     compared = compare(split, before, measure(experiment, params, split))
     found = dataclasses.asdict(compared) | {"is_worse": compared.is_worse}
     if is_first():
@@ -190,6 +192,26 @@ def _split(dataset: Dataset) -> str | None:
     """Returns what to compare on: "test", or else "valid"; None without either."""
     counts = np.bincount(dataset.split, minlength=len(SPLITS))
     return next((name for name in ("test", "valid") if counts[SPLITS[name]]), None)
+
+
+def _born(experiment: Experiment) -> TrainState:
+    """Returns the state that `train` would begin with, but for an optimiser of unknown length."""
+    optimizer, mesh = experiment.optimizer(10**9), experiment.config.mesh.build()
+    return experiment.born(optimizer, mesh, experiment.plan(optimizer, mesh).layout)
+
+
+def _keep(path: Path, measured: np.ndarray) -> None:
+    if is_first():
+        with configs.whole_file(path) as partial, partial.open("wb") as file:
+            np.save(file, measured)
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """Returns what `_keep` wrote; None when it is not there, or damaged."""
+    try:
+        return np.asarray(np.load(path))
+    except (FileNotFoundError, EOFError, ValueError):
+        return None
 
 
 def _begun(workdir: Path) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from jaxrec.evaluation import (
 from jaxrec.functional import Functional, functional_of
 from jaxrec.objectives.tasks import head_outputs
 from jaxrec.paths import flatten, select
-from jaxrec.sharding import AXIS_RULES, mesh_of
+from jaxrec.sharding import AXIS_RULES, Layout, mesh_of
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.host import Slices, host_tables
+from jaxrec.training.host import Slices, host_tables, to_host
 from jaxrec.training.planning import Plan, make_plan
-from jaxrec.training.state import abstract_state
+from jaxrec.training.state import TrainState, abstract_state, init_state
 from jaxrec.training.tables import TableUse, tables_of
 from jaxrec.typing import Array, Batch, Params, UserError
 
@@ -104,6 +104,18 @@ class Experiment:
         shapes = abstract_state(self.model, optimizer, **self.state_options)
         catalogue = self.catalogue if self.config.objective.whole_catalogue else ()
         return make_plan(shapes, self.config.mesh, mesh, catalogue=catalogue)
+
+    def born(
+        self, optimizer: optax.GradientTransformation, mesh: Mesh, layout: Layout
+    ) -> TrainState:
+        """Returns the state before the first step, each array where the layout of a plan has it."""
+        seed = self.config.training.seed
+        if not layout.on_host:
+            where: dict[str, Any] = {"mesh": mesh, "layout": layout}
+            return init_state(self.model, optimizer, seed, **self.state_options, **where)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            state = init_state(self.model, optimizer, seed, **self.state_options)
+        return to_host(state, layout.on_host)
 
     def _jitted(
         self,

@@ -79,6 +79,18 @@ def test_a_run_cut_off_before_and_after_its_first_checkpoint_ends_as_one_that_wa
     assert origin["taken"]["tables"]["items"] == {
         **{"moved": 30, "new": 2, "dropped": 10, "unknown": 0}
     }
+
+    # What was measured before training can be measured again: the source is only read.
+    kept = tmp_path / "cut" / "before.npy"
+    measured = kept.read_bytes()
+    for damage in (b"", measured[:-8], None):
+        if damage is None:
+            kept.unlink()
+        else:
+            kept.write_bytes(damage)
+        again = finetune(source, new_data, tmp_path / "cut", quiet=True, **given)
+        assert again["comparison"] == whole["comparison"]
+        assert kept.read_bytes() == measured
     assert hashes(source) == before
 
 
