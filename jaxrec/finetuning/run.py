@@ -16,13 +16,14 @@ from jaxrec.data.readers import find_files
 from jaxrec.data.vocabulary import path_in_workdir
 from jaxrec.finetuning.comparison import compare, measure
 from jaxrec.finetuning.growth import Grown, Growth, grow
+from jaxrec.finetuning.lora import LoRA, save_adapter
 from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first
 from jaxrec.training.state import TrainState
-from jaxrec.training.trained import load_config, load_trained
+from jaxrec.training.trained import fetch, load_config, load_trained
 from jaxrec.typing import UserError
 
 _COUNTS = ("num_items", "num_users")
@@ -45,6 +46,7 @@ def finetune(
     Beside what `train` leaves there, the workdir gets source.json (where it came from: source,
     step, fingerprints, options, what was taken) and comparison.json: the model before and after
     training on the same requests of the dataset, of its test split or else of the validation one.
+    A `LoRA` model leaves adapter.npz as well, for `load_adapter`.
     A run that was killed goes on from its own checkpoints with the same call.
 
     Args:
@@ -103,6 +105,8 @@ def finetune(
         return grown.state
 
     result = train(config, data, workdir, start=start, quiet=quiet)
+    if isinstance(experiment.config.model, LoRA):
+        _save_adapter(workdir, dataset)
     if split is None:
         return result
     before = _kept(kept)
@@ -198,6 +202,14 @@ def _born(experiment: Experiment) -> TrainState:
     """Returns the state that `train` would begin with, but for an optimiser of unknown length."""
     optimizer, mesh = experiment.optimizer(10**9), experiment.config.mesh.build()
     return experiment.born(optimizer, mesh, experiment.plan(optimizer, mesh).layout)
+
+
+def _save_adapter(workdir: Path, dataset: Dataset) -> None:
+    """Writes what was trained of an adapted model beside its checkpoints."""
+    experiment, params, _ = load_trained(workdir, dataset)
+    whole = fetch(experiment, params)
+    if is_first():
+        save_adapter(workdir / "adapter.npz", experiment.config.model, whole)
 
 
 def _keep(path: Path, measured: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
@@ -151,6 +152,20 @@ def save_trained(
         meta = describe_checkpoint(saved) | {"model_alone": True, "best_step": step}
         checkpoints.save(step, state, meta, best=step)
         checkpoints.wait()
+
+
+def fetch(experiment: Experiment, params: Params) -> Params:
+    """Returns parameters as NumPy arrays, without the rows that make the parts of a table equal.
+
+    With several processes, each of them calls it and gets all.
+    """
+
+    def whole(leaf: Any, shape: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)[: shape.shape[0]] if shape.ndim else np.asarray(leaf)
+
+    return jax.tree.map(whole, params, experiment.model.shapes)
 
 
 def _parameters_alone(experiment: Experiment) -> TrainState:
