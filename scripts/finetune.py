@@ -9,13 +9,14 @@ off. A model that ends significantly worse than its source is refused.
 
 import dataclasses
 
+import _processes
 from _config import load_config, take_overrides
 from _main import run
 from absl import flags
 
 from jaxrec.config import override_all
 from jaxrec.finetuning import Growth, LoRA, append_once, finetune, source_config
-from jaxrec.training import ExperimentConfig
+from jaxrec.training import ExperimentConfig, is_first
 from jaxrec.typing import UserError
 
 _DEFAULTS = Growth()
@@ -75,6 +76,8 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_bool("quiet", False, "No progress, only the result.")
 
+flags.adopt_module_key_flags(_processes)
+
 FLAGS = flags.FLAGS
 OVERRIDES = take_overrides()
 
@@ -92,21 +95,24 @@ def main() -> None:
     else:
         config = override_all(source_config(FLAGS.source), OVERRIDES)
     config = _with_adapters(config)
-    if FLAGS.append:
-        appended = append_once(FLAGS.append, FLAGS.data)
-        if not FLAGS.quiet:
-            print("appended:", ", ".join(map(str, appended)) or "nothing, it was there already")
-    result = finetune(
-        FLAGS.source,
-        FLAGS.data,
-        FLAGS.workdir,
-        config=config,
-        step=FLAGS.source_step,
-        growth=growth,
-        replay=FLAGS.replay,
-        accept_worse=FLAGS.accept_worse,
-        quiet=FLAGS.quiet,
-    )
+    with _processes.joined():
+        if FLAGS.append:
+            appended = append_once(FLAGS.append, FLAGS.data)
+            if is_first() and not FLAGS.quiet:
+                print("appended:", ", ".join(map(str, appended)) or "nothing, it was there already")
+        result = finetune(
+            FLAGS.source,
+            FLAGS.data,
+            FLAGS.workdir,
+            config=config,
+            step=FLAGS.source_step,
+            growth=growth,
+            replay=FLAGS.replay,
+            accept_worse=FLAGS.accept_worse,
+            quiet=FLAGS.quiet,
+        )
+    if not is_first():
+        return
     if "comparison" in result:
         found = result["comparison"]
         low, high = found["interval"]

@@ -21,7 +21,7 @@ from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
 from jaxrec.training.loop import train
-from jaxrec.training.processes import is_first
+from jaxrec.training.processes import is_first, meet
 from jaxrec.training.state import TrainState
 from jaxrec.training.trained import fetch, load_config, load_trained
 from jaxrec.typing import UserError
@@ -137,7 +137,8 @@ def source_config(source: str | Path) -> ExperimentConfig:
 def append_once(files: Sequence[str | Path], data: str | Path) -> list[Path]:
     """Appends the events of files to a dataset, but of those that were appended already.
 
-    So a command that was cut off can be given again. A file is known by its bytes.
+    So a command that was cut off can be given again. A file is known by its bytes. Of several
+    processes that call it, the first one appends and the others wait.
 
     Args:
       files: files, globs or directories, as `prepare` takes.
@@ -152,8 +153,10 @@ def append_once(files: Sequence[str | Path], data: str | Path) -> list[Path]:
     lineage = open_dataset(data).manifest.lineage
     there = {given["sha256"] for step in lineage for given in step["sources"]}
     new = [path for path in find_files(list(files)) if _digest(path) not in there]
-    if new:
+    meet("before the append")  # all have read the manifest
+    if new and is_first():
         prepare(new, data, append=True)
+    meet("after the append")
     return new
 
 
