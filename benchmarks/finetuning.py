@@ -52,7 +52,7 @@ def _step(case: str) -> tuple[Any, dict[str, Any]]:
         on = ("items/table",) if case == "lora_table" else ("*/kernel",)
         config = LoRA(model=config, rank=_RANK.value, on=on)
     model, objective = functional_of(config), _objective()
-    paths = flatten(jax.eval_shape(model.init, jax.random.key(0)))
+    paths = flatten(model.shapes)
     chosen = select(_PATTERNS.get(case, ("*",)), paths, option="case") - model.frozen
     trained, optimizer = chosen, OptimizerConfig().build(1000)
     if case == "masked":

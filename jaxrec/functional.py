@@ -39,6 +39,11 @@ class Functional(NamedTuple):
     frozen: frozenset[str] = frozenset()
     given: frozenset[str] = frozenset()
 
+    @property
+    def shapes(self) -> Params:
+        """What `init` returns, with a `jax.ShapeDtypeStruct` in place of each array."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
     """Turns a module into pure functions.

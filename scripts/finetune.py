@@ -7,12 +7,16 @@ Rows of tables and their optimiser slots move by original id. Run again, it goes
 off. A model that ends significantly worse than its source is refused.
 """
 
+import dataclasses
+
+import _processes
 from _config import load_config, take_overrides
 from _main import run
 from absl import flags
 
 from jaxrec.config import override_all
-from jaxrec.finetuning import Growth, append_once, finetune, source_config
+from jaxrec.finetuning import Growth, LoRA, append_once, finetune, source_config
+from jaxrec.training import ExperimentConfig, is_first
 from jaxrec.typing import UserError
 
 _DEFAULTS = Growth()
@@ -49,10 +53,30 @@ flags.DEFINE_float(
     "Train on events that are new since the source, and in each epoch on this fraction of the old "
     "ones, in [0, 1]. On all events when not said.",
 )
+flags.DEFINE_integer(
+    "lora_rank",
+    0,
+    "Train low-rank adapters of so many columns and leave the source's own parameters as they are; "
+    "0 trains the model itself. The workdir gets the adapters alone as adapter.npz.",
+)
+flags.DEFINE_float(
+    "lora_alpha", LoRA.alpha, "Strength of the adapters: alpha / rank times their product is added."
+)
+flags.DEFINE_float(
+    "lora_dropout", LoRA.dropout, "Share of an adapter's inputs that a step leaves out, in [0, 1)."
+)
+flags.DEFINE_list(
+    "lora_on",
+    list(LoRA.on),
+    "The matrices that get adapters: paths, beginnings of paths or globs, such as "
+    "blocks/1,items/table.",
+)
 flags.DEFINE_bool(
     "accept_worse", False, "End well even when the model is significantly worse than its source."
 )
 flags.DEFINE_bool("quiet", False, "No progress, only the result.")
+
+flags.adopt_module_key_flags(_processes)
 
 FLAGS = flags.FLAGS
 OVERRIDES = take_overrides()
@@ -70,21 +94,25 @@ def main() -> None:
         config = load_config(FLAGS.config, OVERRIDES)
     else:
         config = override_all(source_config(FLAGS.source), OVERRIDES)
-    if FLAGS.append:
-        appended = append_once(FLAGS.append, FLAGS.data)
-        if not FLAGS.quiet:
-            print("appended:", ", ".join(map(str, appended)) or "nothing, it was there already")
-    result = finetune(
-        FLAGS.source,
-        FLAGS.data,
-        FLAGS.workdir,
-        config=config,
-        step=FLAGS.source_step,
-        growth=growth,
-        replay=FLAGS.replay,
-        accept_worse=FLAGS.accept_worse,
-        quiet=FLAGS.quiet,
-    )
+    config = _with_adapters(config)
+    with _processes.joined():
+        if FLAGS.append:
+            appended = append_once(FLAGS.append, FLAGS.data)
+            if is_first() and not FLAGS.quiet:
+                print("appended:", ", ".join(map(str, appended)) or "nothing, it was there already")
+        result = finetune(
+            FLAGS.source,
+            FLAGS.data,
+            FLAGS.workdir,
+            config=config,
+            step=FLAGS.source_step,
+            growth=growth,
+            replay=FLAGS.replay,
+            accept_worse=FLAGS.accept_worse,
+            quiet=FLAGS.quiet,
+        )
+    if not is_first():
+        return
     if "comparison" in result:
         found = result["comparison"]
         low, high = found["interval"]
@@ -96,6 +124,28 @@ def main() -> None:
         f"{result['steps']:,} steps in {result['wall_s']:,.0f} s; best at step "
         f"{result['best_step']:,}"
     )
+
+
+def _with_adapters(config: ExperimentConfig) -> ExperimentConfig:
+    if not FLAGS.lora_rank:
+        idle = [name for name in ("alpha", "dropout", "on") if FLAGS[f"lora_{name}"].present]
+        if idle:
+            raise UserError(
+                f"--lora_{idle[0]} does nothing with --lora_rank=0, which means no adapters. Say "
+                "--lora_rank=8, or leave it out."
+            )
+        return config
+    try:
+        adapted = LoRA(
+            model=config.model,
+            rank=FLAGS.lora_rank,
+            alpha=FLAGS.lora_alpha,
+            dropout=FLAGS.lora_dropout,
+            on=tuple(FLAGS.lora_on),
+        )
+    except ValueError as error:
+        raise UserError(f"the adapters' {error}") from None
+    return dataclasses.replace(config, model=adapted)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ python scripts/train.py --config=configs/sasrec.py --data=data/ratings --workdir
     --config.optimizer.learning_rate=1e-3
 """
 
+import _processes
 from _config import load_config, take_overrides
 from _main import run
 from absl import flags
 
-from jaxrec.training import is_first, join, leave, train
-from jaxrec.typing import Stopped, UserError
+from jaxrec.training import is_first, train
+from jaxrec.typing import UserError
 
 flags.DEFINE_string(
     "config",
@@ -24,15 +25,7 @@ flags.DEFINE_string(
     "Directory of the run: config.json, checkpoints/, metrics.jsonl, tensorboard/, result.json.",
 )
 flags.DEFINE_bool("quiet", False, "No progress, only the result.")
-flags.DEFINE_bool(
-    "distributed",
-    False,
-    "This is one of several processes that train together; the cluster (SLURM, Open MPI, GKE, "
-    "Cloud TPU) says which. Elsewhere say it with the next three flags instead.",
-)
-flags.DEFINE_string("coordinator", None, "Address of process 0, HOST:PORT, the same for all.")
-flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+flags.adopt_module_key_flags(_processes)
 
 FLAGS = flags.FLAGS
 OVERRIDES = take_overrides()
@@ -43,16 +36,8 @@ def main() -> None:
     if not FLAGS.data or not FLAGS.workdir:
         raise UserError("say what to train on and where to put the run: --data=DIR --workdir=DIR.")
     config = load_config(FLAGS.config, OVERRIDES)
-    processes = (FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    if FLAGS.distributed or any(value is not None for value in processes):
-        join(*processes)
-    try:
+    with _processes.joined():
         result = train(config, FLAGS.data, FLAGS.workdir, quiet=FLAGS.quiet)
-    except Stopped:
-        raise
-    except Exception as error:
-        leave(error)
-        raise
     if not is_first():
         return
     for split in ("valid", "test"):

@@ -64,7 +64,9 @@ class Quantized(Wrapper):
           UserError: when a table's width cannot be divided as asked.
         """
         inner = functional_of(self.model)
-        stored = {path: _of(self, inner, path, leaf) for path, leaf in _shapes(inner).items()}
+        stored = {
+            path: _of(self, inner, path, leaf) for path, leaf in flatten(inner.shapes).items()
+        }
 
         def init(key: jax.Array) -> Params:
             shapes = {path: kind.shapes() for path, kind in stored.items()}
@@ -108,7 +110,9 @@ class QuantizationAware(Wrapper):
     def functional(self) -> Functional:
         """Returns the model as pure functions of the same parameters as the model inside."""
         inner, config = functional_of(self.model), self.quantized()
-        stored = {path: _of(config, inner, path, leaf) for path, leaf in _shapes(inner).items()}
+        stored = {
+            path: _of(config, inner, path, leaf) for path, leaf in flatten(inner.shapes).items()
+        }
 
         def expand(params: Params, key: jax.Array | None) -> Params:
             return nest(
@@ -134,7 +138,7 @@ def quantize(params: Params, config: Quantized) -> Params:
         divided as asked.
     """
     inner = functional_of(config.model)
-    shapes, leaves = _shapes(inner), flatten(params)
+    shapes, leaves = flatten(inner.shapes), flatten(params)
     if shapes.keys() != leaves.keys():
         raise UserError(
             f"these are not the parameters of {type(config.model).__name__}: they differ in "
@@ -281,10 +285,6 @@ def _check_divides(name: str, value: int, width: int, path: str, *, zero: bool =
             f"{name}={value} does not divide the width {width} of {path}. Choose one of "
             f"{', '.join(map(str, divisors))}{', or 0 for the whole row' * zero}."
         )
-
-
-def _shapes(model: Functional) -> dict[str, jax.ShapeDtypeStruct]:
-    return flatten(jax.eval_shape(model.init, jax.random.key(0)))
 
 
 def _at(tree: Any, path: str) -> Any:

@@ -31,12 +31,11 @@ def teacher_params(workdir: str, dataset: Dataset) -> Params:
     mesh = mesh_of(params)
     if mesh is not None:
         params = replicate(params, mesh)
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
 
     def fetch(leaf: Any, shape: Any) -> np.ndarray:
         return np.asarray(leaf)[: shape.shape[0]] if shape.ndim else np.asarray(leaf)
 
-    return jax.tree.map(fetch, params, shapes)
+    return jax.tree.map(fetch, params, experiment.model.shapes)
 
 
 def teacher_model(workdir: str) -> tuple[Functional, frozenset[str]]:

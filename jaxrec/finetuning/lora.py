@@ -62,10 +62,16 @@ class LoRA(Wrapper):
         """Returns the model; trunk and adapters lie in one tree, side by side.
 
         Raises:
-          UserError: when a pattern matches nothing or no matrix, or a matrix is too small.
+          UserError: when a pattern matches nothing or no matrix, a matrix is too small, or the
+            model has adapters already.
         """
         trunk = functional_of(self.model)
-        shapes = flatten(jax.eval_shape(trunk.init, jax.random.key(0)))
+        shapes = flatten(trunk.shapes)
+        if any(path.endswith("_lora") for path in shapes):
+            raise UserError(
+                "the model has adapters already. Train those, without lora.rank, or merge them "
+                "into their trunk first."
+            )
         matrices = self._matrices(shapes)
         trained = select(self.also, shapes, option="lora.also") - trunk.frozen
 
@@ -185,7 +191,8 @@ def save_adapter(path: str | Path, config: LoRA, params: Params) -> None:
     """
     trunk, trained = split_adapter(config, params)
     about = {**_options(config), "trunk": trunk_fingerprint(trunk)}
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten(trained).items()}
+    # An .npz file knows no bfloat16, which float32 holds exactly.
+    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(trained).items()}
     with configs.whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **{_ABOUT: np.array(json.dumps(about))}, **arrays)
 

@@ -15,13 +15,15 @@ from jaxrec.data.dataset import SPLITS
 from jaxrec.data.readers import find_files
 from jaxrec.data.vocabulary import path_in_workdir
 from jaxrec.finetuning.comparison import compare, measure
-from jaxrec.finetuning.growth import Growth, grow
+from jaxrec.finetuning.growth import Grown, Growth, grow
+from jaxrec.finetuning.lora import LoRA, save_adapter
 from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.experiment import Experiment, load_config, load_trained
+from jaxrec.training.experiment import Experiment
 from jaxrec.training.loop import train
-from jaxrec.training.processes import is_first
+from jaxrec.training.processes import is_first, meet
 from jaxrec.training.state import TrainState
+from jaxrec.training.trained import fetch, load_config, load_trained
 from jaxrec.typing import UserError
 
 _COUNTS = ("num_items", "num_users")
@@ -44,6 +46,7 @@ def finetune(
     Beside what `train` leaves there, the workdir gets source.json (where it came from: source,
     step, fingerprints, options, what was taken) and comparison.json: the model before and after
     training on the same requests of the dataset, of its test split or else of the validation one.
+    A `LoRA` model leaves adapter.npz as well, for `load_adapter`.
     A run that was killed goes on from its own checkpoints with the same call.
 
     Args:
@@ -82,12 +85,15 @@ def finetune(
     config = source_config(source) if config is None else config
     if replay is not None:
         config = _replayed(config, replay, source, origin["fingerprints"], dataset)
-    split = _split(dataset)
+    split, kept = _split(dataset), workdir / "before.npy"
+    experiment = Experiment.of(config, dataset)
+
+    def growing(born: TrainState) -> Grown:
+        with open_source(source, dataset, step=origin["step"]) as opened:
+            return grow(opened, experiment, born, growth)
 
     def start(born: TrainState) -> TrainState:
-        experiment = Experiment.of(config, dataset)
-        with open_source(source, dataset, step=origin["step"]) as opened:
-            grown = grow(opened, experiment, born, growth)
+        grown = growing(born)
         if is_first():
             taken = dataclasses.asdict(grown.report)
             text = json.dumps(origin | {"taken": taken}, indent=2) + "\n"
@@ -95,18 +101,19 @@ def finetune(
             if not quiet:
                 print(f"from {source}, step {origin['step']:,}:\n{grown.report}", flush=True)
         if split is not None:
-            before = measure(experiment, grown.state.used, split)
-            if is_first():
-                whole = configs.whole_file(workdir / "before.npy")
-                with whole as partial, partial.open("wb") as file:
-                    np.save(file, before)
+            _keep(kept, measure(experiment, grown.state.used, split))
         return grown.state
 
     result = train(config, data, workdir, start=start, quiet=quiet)
+    if isinstance(experiment.config.model, LoRA):
+        _save_adapter(workdir, dataset)
     if split is None:
         return result
+    before = _kept(kept)
+    if before is None:  # removed or damaged since; the source is as it was
+        before = measure(experiment, growing(_born(experiment)).state.used, split)
+        _keep(kept, before)
     experiment, params, _ = load_trained(workdir, dataset)
-    before = np.load(workdir / "before.npy")
     compared = compare(split, before, measure(experiment, params, split))
     found = dataclasses.asdict(compared) | {"is_worse": compared.is_worse}
     if is_first():
@@ -130,7 +137,8 @@ def source_config(source: str | Path) -> ExperimentConfig:
 def append_once(files: Sequence[str | Path], data: str | Path) -> list[Path]:
     """Appends the events of files to a dataset, but of those that were appended already.
 
-    So a command that was cut off can be given again. A file is known by its bytes.
+    So a command that was cut off can be given again. A file is known by its bytes. Of several
+    processes that call it, the first one appends and the others wait.
 
     Args:
       files: files, globs or directories, as `prepare` takes.
@@ -145,8 +153,10 @@ def append_once(files: Sequence[str | Path], data: str | Path) -> list[Path]:
     lineage = open_dataset(data).manifest.lineage
     there = {given["sha256"] for step in lineage for given in step["sources"]}
     new = [path for path in find_files(list(files)) if _digest(path) not in there]
-    if new:
+    meet("before the append")  # all have read the manifest
+    if new and is_first():
         prepare(new, data, append=True)
+    meet("after the append")
     return new
 
 
@@ -189,6 +199,34 @@ def _split(dataset: Dataset) -> str | None:
     """Returns what to compare on: "test", or else "valid"; None without either."""
     counts = np.bincount(dataset.split, minlength=len(SPLITS))
     return next((name for name in ("test", "valid") if counts[SPLITS[name]]), None)
+
+
+def _born(experiment: Experiment) -> TrainState:
+    """Returns the state that `train` would begin with, but for an optimiser of unknown length."""
+    optimizer, mesh = experiment.optimizer(10**9), experiment.config.mesh.build()
+    return experiment.born(optimizer, mesh, experiment.plan(optimizer, mesh).layout)
+
+
+def _save_adapter(workdir: Path, dataset: Dataset) -> None:
+    """Writes what was trained of an adapted model beside its checkpoints."""
+    experiment, params, _ = load_trained(workdir, dataset)
+    whole = fetch(experiment, params)
+    if is_first():
+        save_adapter(workdir / "adapter.npz", experiment.config.model, whole)
+
+
+def _keep(path: Path, measured: np.ndarray) -> None:
+    if is_first():
+        with configs.whole_file(path) as partial, partial.open("wb") as file:
+            np.save(file, measured)
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """Returns what `_keep` wrote; None when it is not there, or damaged."""
+    try:
+        return np.asarray(np.load(path))
+    except (FileNotFoundError, EOFError, ValueError):
+        return None
 
 
 def _begun(workdir: Path) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from jaxrec.functional import functional_of
 from jaxrec.paths import flatten
 from jaxrec.training.checkpoints import SKIP, Checkpoints, open_checkpoint
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.experiment import Experiment, load_config
+from jaxrec.training.experiment import Experiment
 from jaxrec.training.state import abstract_state
+from jaxrec.training.trained import load_config
 from jaxrec.training.vocabularies import load_vocabulary
 
 _FINGERPRINTS = ("item_fingerprint", "user_fingerprint", "data_fingerprint")

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +10,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import (
     Evaluation,
@@ -24,16 +21,13 @@ from jaxrec.evaluation import (
 )
 from jaxrec.functional import Functional, functional_of
 from jaxrec.objectives.tasks import head_outputs
-from jaxrec.optim import table_of
-from jaxrec.paths import divide, flatten, select, unite
+from jaxrec.paths import flatten, select
 from jaxrec.sharding import AXIS_RULES, Layout, mesh_of
-from jaxrec.training.checkpoints import SKIP, Checkpoints, open_checkpoint
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.host import Slices, host_tables
+from jaxrec.training.host import Slices, host_tables, to_host
 from jaxrec.training.planning import Plan, make_plan
-from jaxrec.training.state import TrainState, abstract_state
+from jaxrec.training.state import TrainState, abstract_state, init_state
 from jaxrec.training.tables import TableUse, tables_of
-from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Array, Batch, Params, UserError
 
 _BLOCK_ROWS = 2**20  # of a table on the host that go to the device together to be ranked
@@ -90,7 +84,7 @@ class Experiment:
         patterns, frozen = self.config.training.trained, self.model.frozen
         if not patterns and not frozen:
             return None
-        there = flatten(jax.eval_shape(self.model.init, jax.random.key(0)))
+        there = flatten(self.model.shapes)
         named = {"head": self.catalogue}
         spelt = [path for pattern in patterns for path in named.get(pattern, (pattern,))]
         chosen = select(spelt or ["*"], there, option="config.training.trained") - frozen
@@ -110,6 +104,18 @@ class Experiment:
         shapes = abstract_state(self.model, optimizer, **self.state_options)
         catalogue = self.catalogue if self.config.objective.whole_catalogue else ()
         return make_plan(shapes, self.config.mesh, mesh, catalogue=catalogue)
+
+    def born(
+        self, optimizer: optax.GradientTransformation, mesh: Mesh, layout: Layout
+    ) -> TrainState:
+        """Returns the state before the first step, each array where the layout of a plan has it."""
+        seed = self.config.training.seed
+        if not layout.on_host:
+            where: dict[str, Any] = {"mesh": mesh, "layout": layout}
+            return init_state(self.model, optimizer, seed, **self.state_options, **where)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            state = init_state(self.model, optimizer, seed, **self.state_options)
+        return to_host(state, layout.on_host)
 
     def _jitted(
         self,
@@ -263,182 +269,3 @@ def _spread[T](batch: T, mesh: Mesh) -> T:
     where = NamedSharding(mesh, PartitionSpec(*AXIS_RULES["batch"]))
     divides = all(len(leaf) % mesh.size == 0 for leaf in jax.tree.leaves(batch))
     return jax.lax.with_sharding_constraint(batch, where) if divides else batch
-
-
-def describe_checkpoint(experiment: Experiment) -> dict[str, Any]:
-    """Returns what a checkpoint says about the run that wrote it."""
-    manifest = experiment.dataset.manifest
-    return {
-        "config": configs.to_dict(experiment.config),
-        "item_fingerprint": manifest.item_fingerprint,
-        "user_fingerprint": manifest.user_fingerprint,
-        "data_fingerprint": manifest.fingerprint,
-    }
-
-
-def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -> None:
-    """Refuses a checkpoint of another model or vocabulary, or, to resume, of another run.
-
-    Raises:
-      UserError: names what differs.
-    """
-    here = describe_checkpoint(experiment)
-    # Fields that came after the checkpoint was written have their defaults.
-    config = configs.to_dict(configs.from_dict(saved["config"]))
-    parts = ["model"]
-    if resume and saved.get("model_alone"):
-        raise UserError(
-            "the workdir holds a model without the state of its training, which cannot go on. "
-            "Train in another --workdir."
-        )
-    if resume:
-        # What may change between two halves of a run: its length, its rhythm, its measurement.
-        parts += ["data", "objective", "optimizer", "training.seed", "training.batch_size"]
-        parts += ["training.average", "training.accumulate", "training.table_dtype"]
-        parts += ["training.trained"]
-    for part in parts:
-        old, new = _at(config, part), _at(here["config"], part)
-        for path, was, now in _differences(part, old, new):
-            raise UserError(
-                f"the checkpoint was written with config.{path}={was!r} and the config has {now!r}."
-                " Use the config that it was written with, or another --workdir."
-            )
-    for what in ("item", "user"):
-        key = f"{what}_fingerprint"
-        if saved[key] != here[key]:
-            raise UserError(
-                f"the checkpoint was trained with another {what} vocabulary ({saved[key][:12]}) "
-                f"than the dataset has ({here[key][:12]}). Use the dataset that it was trained on, "
-                "or another --workdir."
-            )
-    if resume and saved["data_fingerprint"] != here["data_fingerprint"]:
-        raise UserError(
-            "the dataset has changed since the checkpoint was written (fingerprint "
-            f"{saved['data_fingerprint'][:12]}, now {here['data_fingerprint'][:12]}), so the run "
-            "cannot go on as it was. Use that dataset, or another --workdir."
-        )
-
-
-def load_config(workdir: str | Path) -> ExperimentConfig:
-    """Returns the fitted config of a run. Raises UserError when it is absent or damaged."""
-    path = Path(workdir) / "config.json"
-    config = configs.load(path)
-    if not isinstance(config, ExperimentConfig):
-        raise UserError(f"{path} is damaged: it is no experiment's config.")
-    return config
-
-
-def load_trained(
-    workdir: str | Path, dataset: Dataset, *, step: int | None = None
-) -> tuple[Experiment, Params, int]:
-    """Opens what `train` left in a workdir.
-
-    Args:
-      workdir: the run's directory.
-      dataset: the dataset it was trained on, or one with the same vocabularies.
-      step: a checkpoint's step; None takes the best one, or the newest without validation.
-
-    Returns:
-      The experiment, the parameters and their step. Parameters lie as the config's mesh says, or
-      on one device where there are fewer.
-
-    Raises:
-      UserError: without a checkpoint, or with one of another model or vocabulary.
-    """
-    config = load_config(workdir)
-    experiment = Experiment.of(config, dataset)
-    with open_checkpoint(workdir, step) as (checkpoints, step):
-        meta = checkpoints.meta(step)
-        check_same(meta, experiment, resume=False)
-        wanted = _parameters_alone(experiment)
-        if meta.get("model_alone"):
-            wanted = dataclasses.replace(wanted, optimizer={})
-        state = checkpoints.restore(step, wanted)
-    return experiment, state.used, step
-
-
-def save_trained(
-    experiment: Experiment,
-    params: Params,
-    workdir: str | Path,
-    *,
-    data: str | Path | None = None,
-    step: int = 0,
-) -> None:
-    """Writes a workdir that `load_trained` opens, of parameters without the state of a training.
-
-    Args:
-      experiment: what the parameters belong to.
-      params: as `experiment.model` takes them.
-      workdir: made when absent; must hold no checkpoint.
-      data: where the dataset is, for scripts to find it.
-      step: of the checkpoint.
-
-    Raises:
-      UserError: when the workdir holds a checkpoint, or cannot be written.
-    """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    # Nothing is averaged any more, and each parameter has the dtype that it has.
-    training = dataclasses.replace(experiment.config.training, average=0.0, trained=())
-    config = dataclasses.replace(experiment.config, training=training)
-    saved = dataclasses.replace(experiment, config=config)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        if checkpoints.steps():
-            raise UserError(f"{workdir} holds a run already. Choose another directory.")
-        configs.save(config, workdir / "config.json")
-        save_vocabularies(experiment.dataset, workdir)
-        if data is not None:
-            where = {"data": str(Path(data).absolute())}
-            configs.write_whole(workdir / "run.json", json.dumps(where) + "\n")
-        state = TrainState(step=jax.numpy.int32(step), params=params, optimizer={}, average={})
-        meta = describe_checkpoint(saved) | {"model_alone": True, "best_step": step}
-        checkpoints.save(step, state, meta, best=step)
-        checkpoints.wait()
-
-
-def _parameters_alone(experiment: Experiment) -> TrainState:
-    """Returns shapes and places of what a trained model is used with.
-
-    That is, no optimiser slots, and parameters only where there is no average of them; on the mesh
-    of the config, or on one device where there is no such mesh.
-    """
-    config = experiment.config
-    optimizer = experiment.optimizer(10**9)
-    where: dict[str, Any] = {}
-    try:
-        mesh = config.mesh.build()
-    except UserError:
-        layout = Layout()  # trained on more devices than are here
-    else:
-        layout = experiment.plan(optimizer, mesh).layout
-        if mesh.size > 1:
-            where = {"mesh": mesh, "layout": layout}
-    shapes = abstract_state(experiment.model, optimizer, **experiment.state_options, **where)
-
-    def choose(path: Any, leaf: Any) -> Any:
-        return np.empty(leaf.shape, leaf.dtype) if table_of(path) in layout.on_host else leaf
-
-    def skip(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: SKIP, tree)
-
-    shapes = jax.tree_util.tree_map_with_path(choose, shapes)
-    averaged, rest = divide(shapes.params, flatten(shapes.average))
-    return dataclasses.replace(
-        shapes, params=unite(rest, skip(averaged)), optimizer=skip(shapes.optimizer)
-    )
-
-
-def _at(tree: Any, path: str) -> Any:
-    for key in path.split("."):
-        tree = tree[key]
-    return tree
-
-
-def _differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in [*old, *(k for k in new if k not in old)]:
-            found += _differences(f"{path}.{key}", old.get(key), new.get(key))
-        return found
-    return [] if old == new else [(path, old, new)]

@@ -21,8 +21,8 @@ from jaxrec.paths import divide, flatten
 from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
 from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
-from jaxrec.training.experiment import Experiment, check_same, describe_checkpoint
-from jaxrec.training.host import HostStep, to_host
+from jaxrec.training.experiment import Experiment
+from jaxrec.training.host import HostStep
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
@@ -31,9 +31,9 @@ from jaxrec.training.state import (
     StepMetrics,
     TrainState,
     all_finite,
-    init_state,
 )
 from jaxrec.training.step import make_step
+from jaxrec.training.trained import check_same, describe_checkpoint
 from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Batch, Stopped, UserError
 
@@ -148,7 +148,6 @@ class _Run:
         config, model = self.experiment.config, self.experiment.model
         _check_trainable(self.experiment)
         optimizer, average = self.experiment.optimizer(self.total), self.config.average
-        kept = self.experiment.state_options
         plan = self.experiment.plan(optimizer, self.mesh)
         if not self.quiet:
             print(plan, file=sys.stderr)
@@ -157,14 +156,12 @@ class _Run:
         if plan.layout.on_host:
             if average:
                 raise UserError("training.average does not go with config.mesh.tables='host'.")
-            with jax.default_device(jax.local_devices(backend="cpu")[0]):
-                state = init_state(model, optimizer, self.config.seed, **kept)
             tables = plan.layout.on_host
             made: Step = HostStep(model, config.objective, optimizer, tables=tables, **step)
-            return to_host(state, tables), made
-        where: dict[str, Any] = {"mesh": self.mesh, "layout": plan.layout}
-        made = make_step(model, config.objective, optimizer, average=average, **step, **where)
-        return init_state(model, optimizer, self.config.seed, **kept, **where), made
+        else:
+            step |= {"average": average, "mesh": self.mesh, "layout": plan.layout}
+            made = make_step(model, config.objective, optimizer, **step)
+        return self.experiment.born(optimizer, self.mesh, plan.layout), made
 
     def __enter__(self) -> "_Run":
         with contextlib.ExitStack() as stack:
@@ -376,8 +373,7 @@ class _Run:
 
 
 def _check_trainable(experiment: Experiment) -> None:
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    moving, _ = divide(shapes, experiment.trained)
+    moving, _ = divide(experiment.model.shapes, experiment.trained)
     for path, leaf in flatten(moving).items():
         if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
             raise UserError(

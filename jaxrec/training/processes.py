@@ -138,6 +138,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def meet(where: str) -> None:
+    """Waits until all processes are here; a process that is alone goes on."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
 class Stop:
     """Whether the run was told to stop; with several processes, all learn of it at one step."""
 

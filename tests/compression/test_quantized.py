@@ -112,10 +112,8 @@ def test_it_scores_as_a_model_of_the_decoded_floats(dataset: Dataset, name: str,
     config = Quantized(model=source.config.model, **KINDS[kind])
     params = quantize(params_of(source), config)
     quantised = experiment_of(config, dataset)
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-        params, jax.eval_shape(quantised.model.init, jax.random.key(0))
-    )
-    floats = expanded(params, jax.eval_shape(source.model.init, jax.random.key(0)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, quantised.model.shapes)
+    floats = expanded(params, source.model.shapes)
     users = np.arange(1, 11, dtype=np.int32)
     histories = np.random.default_rng(1).integers(0, 31, (10, 8)).astype(np.int32)
     batch = source.config.data.requests(users, histories)
@@ -165,7 +163,7 @@ def test_a_lookup_decodes_the_rows_of_the_batch_alone(kind: str) -> None:
     config = sasrec.Config(num_items=rows - 1, max_len=8, dim=dim, num_blocks=1, hidden=16)
     options = KINDS[kind] | ({"pq_parts": 8} if kind == "pq" else {})
     model = functional_of(Quantized(model=config, **options))
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = model.shapes
     history = jax.ShapeDtypeStruct((4, 8), jnp.int32)
 
     def vectors(params: Params, history: jax.Array) -> jax.Array:

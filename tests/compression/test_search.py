@@ -98,7 +98,7 @@ def source(random_dataset: Callable[..., Dataset]) -> Candidate:
     )
     experiment = Experiment.of(config, dataset)
     random = np.random.default_rng(0)
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    shapes = experiment.model.shapes
     params = jax.tree.map(
         lambda x: jax.numpy.asarray(random.normal(size=x.shape), jax.numpy.float32), shapes
     )

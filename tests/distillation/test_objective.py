@@ -58,7 +58,7 @@ def run(
         assert metrics.overflow == 0
         told.append(float(metrics.loss))
     state = jax.device_get(state)
-    whole = jax.eval_shape(functions.init, jax.random.key(0))
+    whole = functions.shapes
     params = jax.tree.map(lambda x, s: x[: s.shape[0]] if x.ndim else x, state.params, whole)
     return dataclasses.replace(state, params=params), told
 

@@ -19,8 +19,8 @@ from jaxrec.optim import OptimizerConfig
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import Experiment, load_trained
 from jaxrec.training.checkpoints import open_checkpoint
-from jaxrec.training.experiment import load_config
 from jaxrec.training.state import abstract_state
+from jaxrec.training.trained import load_config
 from jaxrec.typing import UserError
 
 ITEMS, USERS = [f"i{n}" for n in range(40)], [f"u{n}" for n in range(24)]  # of `catalogue_of`

@@ -122,7 +122,7 @@ def stepped(
 ) -> tuple[Any, Any, Any]:
     """The states before and after some steps, and the compiled step."""
     model, transform = functional_of(config), optimizer.build(10)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes
     trained = flatten(shapes).keys() - model.frozen
     state = init_state(model, transform, 0, trained=trained)
     before = jax.device_get(state)
@@ -214,6 +214,11 @@ def test_an_adapter_is_saved_alone_and_belongs_to_its_trunk(tmp_path: Path) -> N
     assert config == LORA
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
+    rounded = nest({k: v.astype(jnp.bfloat16) for k, v in flatten(params).items()})
+    save_adapter(tmp_path / "b.npz", LORA, rounded)
+    _, again = load_adapter(tmp_path / "b.npz", TRUNK, split_adapter(LORA, rounded)[0])
+    jax.tree.map(np.testing.assert_array_equal, again, rounded)
+
     other = functional_of(TRUNK).init(jax.random.key(1))
     with pytest.raises(UserError, match="another trunk"):
         load_adapter(path, TRUNK, other)
@@ -221,7 +226,7 @@ def test_an_adapter_is_saved_alone_and_belongs_to_its_trunk(tmp_path: Path) -> N
     with pytest.raises(UserError, match="damaged"):
         load_adapter(path, TRUNK, trunk)
     with pytest.raises(UserError, match="does not exist"):
-        load_adapter(tmp_path / "b.npz", TRUNK, trunk)
+        load_adapter(tmp_path / "c.npz", TRUNK, trunk)
     assert trained
 
 
@@ -248,6 +253,7 @@ def test_each_row_of_a_batch_may_have_an_adapter_of_its_own(params: Params) -> N
         ({"on": ("*/bias",)}, "matches no matrix"),
         ({"on": ()}, r"lora\.on is empty"),
         ({"also": ("norm",)}, r"lora\.also: 'norm' matches no parameter"),
+        ({"model": LORA, "on": ("items/table",)}, "has adapters already"),
     ],
 )
 def test_options_that_do_not_fit_the_trunk(changes: dict[str, Any], said: str) -> None:

@@ -15,7 +15,18 @@ import pytest
 
 from jaxrec.data import Dataset, Replay, open_dataset, prepare
 from jaxrec.data.synthetic import synthetic
-from jaxrec.finetuning import Growth, append_once, compare, finetune, run, source_config
+from jaxrec.finetuning import (
+    Growth,
+    LoRA,
+    append_once,
+    compare,
+    finetune,
+    load_adapter,
+    run,
+    source_config,
+)
+from jaxrec.paths import flatten
+from jaxrec.sharding import MeshConfig
 from jaxrec.training import load_trained, train
 from jaxrec.typing import UserError
 
@@ -79,6 +90,18 @@ def test_a_run_cut_off_before_and_after_its_first_checkpoint_ends_as_one_that_wa
     assert origin["taken"]["tables"]["items"] == {
         **{"moved": 30, "new": 2, "dropped": 10, "unknown": 0}
     }
+
+    # What was measured before training can be measured again: the source is only read.
+    kept = tmp_path / "cut" / "before.npy"
+    measured = kept.read_bytes()
+    for damage in (b"", measured[:-8], None):
+        if damage is None:
+            kept.unlink()
+        else:
+            kept.write_bytes(damage)
+        again = finetune(source, new_data, tmp_path / "cut", quiet=True, **given)
+        assert again["comparison"] == whole["comparison"]
+        assert kept.read_bytes() == measured
     assert hashes(source) == before
 
 
@@ -120,6 +143,26 @@ def test_a_model_that_became_worse_is_refused_unless_told(
     assert found["is_worse"] and found["num_users"] == 35
     result = finetune(source, new_data, tmp_path / "accepted", accept_worse=True, quiet=True)
     assert result["comparison"]["is_worse"]
+
+
+def test_an_adapter_is_written_whole_from_whatever_mesh(
+    source_of: Any, catalogue_of: Any, tmp_path: Path
+) -> None:
+    source, data = source_of("tied"), catalogue_of()
+    config = source_config(source)
+    model = LoRA(model=config.model, rank=2, on=("items/table", "*/up/kernel"))
+    mesh = MeshConfig(data=1, model=2, tables="row")  # 41 rows, and one that makes halves equal
+    config = dataclasses.replace(config, model=model, mesh=mesh)
+    finetune(source, data, tmp_path / "new", config=config, accept_worse=True, quiet=True)
+    experiment, trunk, _ = load_trained(source, data)
+    path = tmp_path / "new" / "adapter.npz"
+    _, adapted = load_adapter(path, experiment.config.model, jax.device_get(trunk))
+    assert adapted["items"]["table_lora"].shape == (41, 2)
+    assert np.abs(adapted["items"]["table_lora"]).max() > 0
+    trained = parameters(tmp_path / "new", data)
+    assert trained["items"]["table_lora"].shape == (42, 2)
+    for name, leaf in flatten(adapted).items():
+        np.testing.assert_array_equal(leaf, flatten(trained)[name][: len(leaf)])
 
 
 def test_models_are_compared_in_pairs_by_hand() -> None:

@@ -82,7 +82,7 @@ def run(
     batches = config.data.batches(dataset, 16, 0)
     for number in range(3):
         state, _ = step(state, shard_batch(batches.batch(number), devices), statistics)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = model.shapes
     params = jax.tree.map(lambda x, s: np.asarray(x)[: s.shape[0]], state.params, shapes)
     return experiment, dataclasses.replace(jax.device_get(state), params=params)
 

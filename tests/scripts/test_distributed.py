@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 import chex
 import pytest
 
+from jaxrec.data import prepare
+from jaxrec.data.synthetic import synthetic
 from jaxrec.training.checkpoints import Checkpoints
 
 STEPS = ("--config.training.steps=40", "--config.training.evaluate_every=40")
@@ -30,11 +33,12 @@ class Pair:
 
     scripts: Any
     flags: tuple[str, ...]
+    script: str = "train"
 
     def start(self, workdir: Path, *more: str) -> list[subprocess.Popen[str]]:
         meeting = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2")
         flags = (*self.flags, f"--workdir={workdir}", "--config.mesh.data=0", *meeting, *more)
-        return [self.scripts.start("train", *flags, f"--process_id={i}") for i in range(2)]
+        return [self.scripts.start(self.script, *flags, f"--process_id={i}") for i in range(2)]
 
     def finish(self, processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
         """Returns exit codes and what was written to stderr."""
@@ -115,6 +119,47 @@ def test_sigterm_to_one_leads_all_to_one_checkpoint(pair: Pair, tmp_path: Path) 
     step = int(sentence.split()[3].replace(",", ""))
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps()[-1] == step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", ["replicated", "row"])
+def test_two_processes_grow_a_run_as_one_process_does(
+    pair: Pair, scripts: Any, tmp_path: Path, tables: str
+) -> None:
+    events, _ = synthetic(0, num_users=60, num_items=60, max_events=24)
+    events.iloc[900:].to_parquet(tmp_path / "day2.parquet")
+    columns: Any = {"time_column": "timestamp", "label_column": "rating"}
+    prepare(events.iloc[:900], tmp_path / "data", **columns)
+    shutil.copytree(tmp_path / "data", tmp_path / "data_of_pair")
+    source = tmp_path / "source"
+    scripts.works(
+        *("train", *pair.flags, f"--data={tmp_path / 'data'}", f"--workdir={source}", "--quiet")
+    )
+    adapters = ("--lora_rank=2", "--lora_on=*/kernel,items/table")
+    mesh = ("--config.mesh.model=2", f"--config.mesh.tables={tables}", "--config.mesh.data=0")
+    flags = (f"--source={source}", f"--append={tmp_path / 'day2.parquet'}", *STEPS, *OFTEN, *mesh)
+    flags = (*flags, "--accept_worse", "--replay=0.5", *(adapters if tables == "row" else ()))
+    one, two = tmp_path / "alone", tmp_path / "pair"
+    scripts.works(
+        *("finetune", *flags, f"--data={tmp_path / 'data'}", f"--workdir={one}"),
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
+    grown = Pair(scripts, (*flags, f"--data={tmp_path / 'data_of_pair'}"), "finetune")
+    for code, said in grown.finish(grown.start(two)):
+        assert code == 0, said
+    assert result_of(two) == result_of(one)
+    chex.assert_trees_all_equal(parameters_of(two), parameters_of(one))
+    assert (two / "before.npy").read_bytes() == (one / "before.npy").read_bytes()
+    assert (two / "comparison.json").read_text() == (one / "comparison.json").read_text()
+    taken = [json.loads((path / "source.json").read_text())["taken"] for path in (one, two)]
+    assert taken[0] == taken[1] and taken[0]["tables"]["items"]["moved"] > 0
+    if tables == "row":
+        assert (two / "adapter.npz").read_bytes() == (one / "adapter.npz").read_bytes()
+    # All of them measure the source again when what was measured is gone.
+    (two / "before.npy").unlink()
+    for code, said in grown.finish(grown.start(two)):
+        assert code == 0, said
+    assert (two / "before.npy").read_bytes() == (one / "before.npy").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """scripts/finetune.py as a user meets it: prepare, train, append and fine-tune as processes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import chex
+import numpy as np
 import pytest
 
-from jaxrec.data import prepare
+from jaxrec.data import open_dataset, prepare
 from jaxrec.data.synthetic import synthetic
+from jaxrec.finetuning import load_adapter
+from jaxrec.training import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,8 @@ def first_day(
 def test_a_new_day_is_appended_once_and_trained_on(
     scripts: Any, first_day: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    data, old, day2 = first_day
+    first, old, day2 = first_day
+    data = shutil.copytree(first, tmp_path / "data")
     command = (
         *("finetune", f"--source={old}", f"--data={data}", f"--append={day2}"),
         *(f"--workdir={tmp_path / 'new'}", "--replay=0.2", "--accept_worse"),
@@ -47,6 +53,44 @@ def test_a_new_day_is_appended_once_and_trained_on(
     assert origin["source"] == str(old) and origin["growth"]["new_rows"] == "neighbours"
     measured = scripts.works("evaluate", f"--workdir={tmp_path / 'new'}", "--nobaselines")
     assert "SASRec" in measured
+
+
+def test_adapters_are_trained_on_the_source_and_written_alone(
+    scripts: Any, first_day: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    data, old, _ = first_day
+    chosen = ("finetune", f"--source={old}", f"--data={data}", f"--workdir={tmp_path / 'new'}")
+    out = scripts.works(
+        *(*chosen, "--lora_rank=2", "--lora_alpha=4", "--lora_dropout=0.1", "--accept_worse"),
+        *("--lora_on=blocks/*/kernel,items/table", "--config.model.hidden=16"),
+    )
+    assert "parameters start fresh: " in out
+    dataset = open_dataset(data)
+    experiment, trunk, _ = load_trained(old, dataset)
+    config, params = load_adapter(tmp_path / "new" / "adapter.npz", experiment.config.model, trunk)
+    adapted, trained, _ = load_trained(tmp_path / "new", dataset)
+    assert config == adapted.config.model
+    assert (config.rank, config.alpha, config.dropout) == (2, 4.0, 0.1)
+    chex.assert_trees_all_equal(params, trained)
+    assert np.abs(params["items"]["table_lora"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--lora_rank=9",), "lora.rank=9 is above what"),
+        (("--lora_rank=2", "--lora_on=blocks/*/kernle"), "matches no parameter. Did you mean "),
+        (("--lora_on=items/table",), "--lora_on does nothing with --lora_rank=0"),
+        (("--lora_rank=2", "--lora_dropout=1"), "dropout must be in [0, 1); got 1"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(
+    first_day: tuple[Path, Path, Path], tmp_path: Path, flags: tuple[str, ...], said: str, scripts
+) -> None:
+    data, old, _ = first_day
+    chosen = ("finetune", f"--source={old}", f"--data={data}", f"--workdir={tmp_path / 'new'}")
+    assert said in scripts.fails(*chosen, *flags)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
