@@ -4,14 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
 from jaxrec.functional import Functional, functional_of
-from jaxrec.sharding import mesh_of, replicate
 from jaxrec.training import load_trained
+from jaxrec.training.trained import fetch
 from jaxrec.typing import Batch, Params, UserError
 
 
@@ -28,14 +27,7 @@ def teacher_params(workdir: str, dataset: Dataset) -> Params:
             f"the teacher {workdir} cannot teach on this dataset: {error} A teacher and its "
             "student must have the same vocabularies, as labels are items."
         ) from None
-    mesh = mesh_of(params)
-    if mesh is not None:
-        params = replicate(params, mesh)
-
-    def fetch(leaf: Any, shape: Any) -> np.ndarray:
-        return np.asarray(leaf)[: shape.shape[0]] if shape.ndim else np.asarray(leaf)
-
-    return jax.tree.map(fetch, params, experiment.model.shapes)
+    return fetch(experiment, params)
 
 
 def teacher_model(workdir: str) -> tuple[Functional, frozenset[str]]:
