@@ -25,10 +25,10 @@ demo: install ## Prepare, train, evaluate and recommend on an invented data set.
 	$(BIN)/python scripts/recommend.py --workdir=.demo/run --user=1 --user=2 --user=3 -k 5
 
 test: install ## Run the tests, except the slow ones.
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist=worksteal -m "not slow"
 
 nightly: install ## Run all tests.
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist=worksteal
 
 lint: install ## Check style, formatting and types.
 	$(BIN)/ruff check .

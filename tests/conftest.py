@@ -27,6 +27,7 @@ from jaxrec.data.dataset import Dataset, Manifest
 # correction, so training as a whole cannot be held to it. These tests compile many tiny programs,
 # so the compiler does not optimise them.
 _PURE = ("layers", "losses", "metrics", "models", "objectives", "ops", "optim", "sampling")
+_STEPS = ("test_host.py", "test_sharded_step.py", "test_step.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,10 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("untimed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kept_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiles a program once a session, however many functions and files make the same one."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 @pytest.fixture(autouse=True)
 def _switches(request: pytest.FixtureRequest) -> Iterator[None]:
     area = request.path.relative_to(Path(__file__).parent).parts[0]
-    if area in _PURE or request.path.name in ("test_step.py", "test_sharded_step.py"):
+    if area in _PURE or request.path.name in _STEPS:
         jax.config.update("jax_disable_most_optimizations", True)
         with jax.numpy_dtype_promotion("strict"):
             yield

@@ -41,12 +41,6 @@ ITEMS = [f"i{n}" for n in range(40)]
 USERS = [f"u{n}" for n in range(24)]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _kept_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
 @pytest.fixture(autouse=True)
 def _quick_compilations() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)

@@ -131,12 +131,20 @@ def test_every_item_table_has_content_and_no_other(dataset: Dataset, content: st
 OBJECTIVES: dict[str, Any] = {"sampled": SampledSoftmax(num_negatives=4), "full": FullSoftmax()}
 
 
-@pytest.mark.parametrize("id_vectors", [True, False])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("model", "name", "id_vectors"),
+    [
+        (SASREC, "sampled", True),
+        (FACTORS, "sampled", False),  # the step knows tables alone, and these compile sooner
+        (FACTORS, "full", True),
+        (FACTORS, "full", False),
+        pytest.param(SASREC, "full", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_gives_what_one_device_gives_and_content_stays(
-    name: str, id_vectors: bool, dataset: Dataset, content: str
+    model: Any, name: str, id_vectors: bool, dataset: Dataset, content: str
 ) -> None:
-    config = config_of(content, SASREC, OBJECTIVES[name], id_vectors=id_vectors)
+    config = config_of(content, model, OBJECTIVES[name], id_vectors=id_vectors)
     experiment, alone = run(dataset, config)
     known, _ = read_content(content)
     (path,) = experiment.model.frozen
@@ -157,8 +165,8 @@ class Dense(SampledSoftmax):
 
 
 def test_touched_rows_give_what_the_dense_step_gives(dataset: Dataset, content: str) -> None:
-    _, touched = run(dataset, config_of(content, SASREC, SampledSoftmax(num_negatives=4)))
-    _, dense = run(dataset, config_of(content, SASREC, Dense(num_negatives=4)))
+    _, touched = run(dataset, config_of(content, FACTORS, SampledSoftmax(num_negatives=4)))
+    _, dense = run(dataset, config_of(content, FACTORS, Dense(num_negatives=4)))
     chex.assert_trees_all_close(touched.params, dense.params, rtol=1e-5, atol=1e-6)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from jaxrec.data import Dataset, PairData, SequenceData, open_dataset, prepare
@@ -58,12 +57,6 @@ def _make_data(path: Path, seed: int = 0, num_users: int = 60, **options: Any) -
     columns = {"time_column": "timestamp", "label_column": "rating"}
     prepare(events, path, items=items, **(columns | options))
     return open_dataset(path)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _kept_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="session")

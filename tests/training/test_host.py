@@ -25,24 +25,31 @@ CONFIG = sasrec.Config(
 )
 ADAGRAD = OptimizerConfig(name="adagrad", learning_rate=0.05)
 HOST = MeshConfig(tables="host", replicate_below=0)
+OPTIMIZERS = {
+    "adagrad": ADAGRAD,
+    "momentum": OptimizerConfig(name="sgd", learning_rate=0.1, momentum=0.9, clip_norm=0.1),
+    "pulled": OptimizerConfig(name="sgd", learning_rate=0.5, l2_to_start=0.7),
+}
+BOTH, ONE = ("items", "outputs"), ("outputs",)
 
 
-@pytest.mark.parametrize("tables", [("items", "outputs"), ("outputs",)])
 @pytest.mark.parametrize(
-    "optimizer",
+    ("name", "tables"),
     [
-        OptimizerConfig(name="adagrad", learning_rate=0.05),
-        OptimizerConfig(name="sgd", learning_rate=0.1, momentum=0.9, clip_norm=0.1),
-        OptimizerConfig(name="sgd", learning_rate=0.5, l2_to_start=0.7),
+        ("adagrad", BOTH),
+        ("momentum", BOTH),
+        ("pulled", BOTH),
+        ("momentum", ONE),
+        pytest.param("adagrad", ONE, marks=pytest.mark.slow),
+        pytest.param("pulled", ONE, marks=pytest.mark.slow),
     ],
-    ids=["adagrad", "momentum", "pulled"],
 )
 def test_steps_give_what_tables_on_the_device_give(
-    random_dataset: Callable[..., Dataset], tables: tuple[str, ...], optimizer: OptimizerConfig
+    random_dataset: Callable[..., Dataset], name: str, tables: tuple[str, ...]
 ) -> None:
     dataset = random_dataset(0, num_users=200, num_items=600, mean_length=12)
     model, objective = functional(CONFIG.build), BCE(num_negatives=2)
-    transform = optimizer.build(100)
+    transform = OPTIMIZERS[name].build(100)
     batches = SequenceData(max_len=6).batches(dataset, 8, 0)
     statistics = objective.statistics(dataset)
     options: dict[str, Any] = {"seed": 1, "accumulate": 2}

@@ -68,7 +68,7 @@ CASES = {
     "pulled": Case(PAIRS, FACTORS, BPR(), PULLED),
     "full": Case(SEQUENCES, SASREC, FullSoftmax()),
     "full_of_pairs": Case(PAIRS, FACTORS, FullSoftmax()),
-    "smoothed": Case(SEQUENCES, SASREC, FullSoftmax(label_smoothing=0.1)),
+    "smoothed": Case(PAIRS, FACTORS, FullSoftmax(label_smoothing=0.1)),
 }
 
 
