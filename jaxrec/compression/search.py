@@ -26,6 +26,7 @@ from jaxrec.paths import flatten
 from jaxrec.training import Experiment, ExperimentConfig, load_trained, train
 from jaxrec.typing import Params, UserError
 
+BEST = "best for its size"
 BATCH_SIZES = (1, 32)  # whose latency is measured
 
 # How smaller models are taught; what was measured for it is in docs/compression.md.
@@ -398,8 +399,8 @@ def format_table(rows: Sequence[Measured], metric: str) -> str:
 
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:760px;margin:2rem auto}"
-    "svg{width:100%}svg text{font-size:11px}.grid{stroke:#d9dee3;fill:none}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1160px;margin:2rem auto;padding:0 1rem}"
+    "svg{width:100%;max-width:760px}svg text{font-size:11px}.grid{stroke:#d9dee3;fill:none}"
     ".line{fill:none;stroke:currentColor;stroke-width:2}.fill{fill:currentColor}"
     ".s0{color:#0b62c4}.s1{color:#c2410c}.s2{color:#15803d}.s3{color:#7e22ce}"
     ".s4{color:#a16207}.s5{color:#0e7490}.key{margin-right:1rem}"
@@ -410,9 +411,12 @@ _STYLE = (
 def format_page(rows: Sequence[Measured], metric: str, title: str) -> str:
     """Returns an HTML page with the metric over the bytes, and the table below."""
     front = pareto(rows)
-    series = {"best for its size": ([r.num_bytes / 1e6 for r in front], [r.metric for r in front])}
-    series |= {row.name: ([row.num_bytes / 1e6], [row.metric]) for row in rows}
-    chart = line_chart(f"{metric} by size", series, "MB of parameters")
+    line = {BEST: ([row.num_bytes / 1e6 for row in front], [row.metric for row in front])}
+    points: dict[str, dict[str, tuple[float, float]]] = {BEST: {}, "others": {}}
+    for row in rows:
+        of = points[BEST if row in front else "others"]
+        of[row.name] = (row.num_bytes / 1e6, row.metric)
+    chart = line_chart(f"{metric} by size", line, "MB of parameters", points=points)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
         f"</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{chart}"

@@ -15,7 +15,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 34
 
 
 def line_chart(
-    title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    *,
+    points: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> str:
     """Draws lines over a common axis; points that are not finite are left out.
 
@@ -23,15 +27,22 @@ def line_chart(
       title: what is drawn, also for screen readers.
       series: name to x and y values, ascending in x.
       x_label: name of the horizontal axis.
+      points: name of a series to single points on it, by their own names, which are shown when
+        pointed at. A series without a line has points alone.
 
     Returns:
       A `<figure>` element, or an empty string when there is no finite point.
     """
     lines = {name: _finite(x, y) for name, (x, y) in series.items()}
-    lines = {name: points for name, points in lines.items() if len(points)}
-    if not lines:
+    lines = {name: line for name, line in lines.items() if len(line)}
+    marks = {
+        name: {own: point for own, point in of_series.items() if np.isfinite(point).all()}
+        for name, of_series in (points or {}).items()
+    }
+    single = [point for of_series in marks.values() for point in of_series.values()]
+    if not lines and not single:
         return ""
-    every = np.concatenate(list(lines.values()))
+    every = np.concatenate([*lines.values(), np.reshape(np.asarray(single, np.float64), (-1, 2))])
     x_low, x_high = _range(every[:, 0])
     y_ticks = _ticks(*_range(every[:, 1]))
     parts = [_horizontal_grid(y_ticks)]
@@ -39,17 +50,29 @@ def line_chart(
         if x_low <= tick <= x_high:
             at = _LEFT + (tick - x_low) / (x_high - x_low) * _inner_width()
             parts.append(_text(at, _HEIGHT - _BOTTOM + 14, _number(tick)))
-    for i, (name, points) in enumerate(lines.items()):
-        xs = _LEFT + (points[:, 0] - x_low) / (x_high - x_low) * _inner_width()
-        ys = [_height_of(y, y_ticks) for y in points[:, 1]]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-        last = f"{name}: {_number(points[-1, 1])} at {_number(points[-1, 0])}"
-        parts.append(
-            f'<g class="s{i % NUM_COLOURS}"><title>{html.escape(last)}</title>'
-            f'<polyline class="line" points="{path}"/>'
-            f'<circle class="fill" cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="3"/></g>'
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _LEFT + (x - x_low) / (x_high - x_low) * _inner_width(), _height_of(y, y_ticks)
+
+    def dot(name: str, x: float, y: float) -> str:
+        at, height = place(x, y)
+        label = html.escape(f"{name}: {_number(y)} at {_number(x)}")
+        return (
+            f'<circle class="fill" cx="{at:.1f}" cy="{height:.1f}" r="3">'
+            f"<title>{label}</title></circle>"
         )
-    return _figure(title, parts, list(lines), x_label)
+
+    names = list(dict.fromkeys([*lines, *marks]))
+    for i, name in enumerate(names):
+        drawn = ""
+        if name in lines:
+            places = (place(x, y) for x, y in lines[name])
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            drawn = f'<polyline class="line" points="{path}"/>'
+        ends = {name: tuple(lines[name][-1])} if name in lines else {}
+        drawn += "".join(dot(own, x, y) for own, (x, y) in (marks.get(name) or ends).items())
+        parts.append(f'<g class="s{i % NUM_COLOURS}">{drawn}</g>')
+    return _figure(title, parts, names, x_label)
 
 
 def bar_chart(
