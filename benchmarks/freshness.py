@@ -67,6 +67,7 @@ from jaxrec.models import sasrec
 from jaxrec.objectives import FullSoftmax
 from jaxrec.optim import OptimizerConfig
 from jaxrec.training import ExperimentConfig, TrainingConfig, load_trained, train
+from jaxrec.typing import UserError
 
 _INPUT = flags.DEFINE_string("input", None, "Log, CSV or Parquet; invented without it.")
 _COLUMNS = flags.DEFINE_list(
@@ -78,8 +79,8 @@ _STRATEGIES = flags.DEFINE_list(
     "strategies", ["warm", "plain", "l2", "distil"], "Strategies beside frozen and cold."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Parameters and orders of the data.", lower_bound=1)
-_RATES = flags.DEFINE_list("rates", ["3e-3", "1e-3"], "Learning rates to choose from.")
-_EPOCHS = flags.DEFINE_integer("epochs", 12, "Most epochs to choose from.", lower_bound=1)
+_RATES = flags.DEFINE_list("rates", ["1e-2", "3e-3"], "Learning rates to choose from.")
+_EPOCHS = flags.DEFINE_integer("epochs", 25, "Most epochs to choose from.", lower_bound=1)
 _REQUESTS = flags.DEFINE_integer("requests", 10, "Most requests a user and window.", lower_bound=1)
 _DIM = flags.DEFINE_integer("dim", 32, "Width of the model.", lower_bound=2)
 
@@ -333,7 +334,15 @@ def tune(
       length: events of a window.
       epochs: the most that are tried.
       most: requests of a user.
+
+    Raises:
+      UserError: when the history is shorter than two windows and a half.
     """
+    if 2 * len(history) < 5 * length:
+        raise UserError(
+            f"the history has {len(history)} events and a window {length}: choosing inside the "
+            "history wants two windows there and half of one before. Raise --history or --windows."
+        )
     first, new, last = np.split(np.arange(len(history)), [-2 * length, -length])
     log = Log([history.iloc[rows] for rows in (first, new, last)], directory)
     dataset, requests = log.datasets[1], log.of_window(2, most)

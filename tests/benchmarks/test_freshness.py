@@ -13,6 +13,7 @@ import pytest
 
 from jaxrec.data import TEST
 from jaxrec.evaluation import requests_at
+from jaxrec.typing import UserError
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,12 @@ def test_the_summary_compares_users_with_cold(freshness: Any) -> None:
     assert cold["ndcg@10_minus_cold"] == [0, 0]
 
 
+def test_a_history_too_short_to_choose_in_is_refused(freshness: Any, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"rates": [1e-2], "epochs": 1, "most": 1, "dim": 2}
+    with pytest.raises(UserError, match="8 events and a window 4: .* Raise --history or --windows"):
+        freshness.tune(EVENTS.iloc[1:], 4, tmp_path / "a", {}, **sizes)
+
+
 @pytest.fixture
 def _quick_compilations() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
@@ -180,7 +187,7 @@ def _quick_compilations() -> Iterator[None]:
 def test_a_fresh_model_beats_a_frozen_one_where_items_come_and_go(
     freshness: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = freshness.cut(freshness.invent(num_users=300, num_items=120), 0.5, 2)
+    parts = freshness.cut(freshness.invent(num_users=300, num_items=120), 0.6, 2)
     parts[0] = freshness.hold_out(parts[0])
     parts[1:] = [part.assign(split="train") for part in parts[1:]]
     names = ("cold", "warm", "distil")
