@@ -6,11 +6,18 @@ from jaxrec.evaluation.ranking import (
     Evaluation,
     EvaluationConfig,
     Recommender,
+    accuracy,
     evaluate,
 )
 from jaxrec.evaluation.ratings import rating_errors
 from jaxrec.evaluation.report import write_report
-from jaxrec.evaluation.requests import Requests, padded_width, requests_for, requests_of
+from jaxrec.evaluation.requests import (
+    Requests,
+    padded_width,
+    requests_at,
+    requests_for,
+    requests_of,
+)
 from jaxrec.evaluation.retriever import RetrieverRecommender
 from jaxrec.evaluation.table import main_metrics, metrics_table
 from jaxrec.evaluation.tasks import task_metrics
@@ -25,11 +32,13 @@ __all__ = [
     "Recommender",
     "Requests",
     "RetrieverRecommender",
+    "accuracy",
     "evaluate",
     "main_metrics",
     "metrics_table",
     "rating_errors",
     "padded_width",
+    "requests_at",
     "requests_for",
     "requests_of",
     "task_metrics",

@@ -143,8 +143,7 @@ def evaluate(
     start = time.perf_counter()
     requests = requests_of(dataset, split)
     largest = max(config.ks)
-    recommended = recommender.recommend(requests, largest, mask_seen=config.mask_seen)
-    recommended = _checked(recommended, requests, largest)
+    recommended = _recommended(recommender, requests, config)
     hits, ranks = match(requests, recommended)
     per_user = _accuracy(hits, requests.num_targets, config.ks)
     values = {name: float(value.mean()) for name, value in per_user.items()}
@@ -165,8 +164,33 @@ def evaluate(
     )
 
 
-def _checked(recommended: np.ndarray, requests: Requests, k: int) -> np.ndarray:
-    recommended = np.asarray(recommended)
+def accuracy(
+    recommender: Recommender, requests: Requests, config: EvaluationConfig | None = None
+) -> dict[str, np.ndarray]:
+    """Measures a recommender on requests of any kind, such as those of `requests_at`.
+
+    Args:
+      recommender: what is measured.
+      requests: U of them, with targets.
+      config: how; of it, `ks` and `mask_seen` matter here.
+
+    Returns:
+      (U,) float64 values of each metric at each cut-off, such as {"ndcg@10": ...}.
+
+    Raises:
+      UserError: as `evaluate`, for recommendations that are not of the form they should have.
+    """
+    config = config or EvaluationConfig()
+    hits, _ = match(requests, _recommended(recommender, requests, config))
+    return _accuracy(hits, requests.num_targets, config.ks)
+
+
+def _recommended(
+    recommender: Recommender, requests: Requests, config: EvaluationConfig
+) -> np.ndarray:
+    """Returns (U, largest k) recommendations, checked."""
+    k = max(config.ks)
+    recommended = np.asarray(recommender.recommend(requests, k, mask_seen=config.mask_seen))
     if recommended.shape != (len(requests), k) or recommended.dtype.kind not in "iu":
         raise UserError(
             f"a recommender must return integers of shape ({len(requests)}, {k}); it returned "

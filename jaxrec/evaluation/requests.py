@@ -12,18 +12,18 @@ from jaxrec.typing import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Requests:
-    """Users of one split that have both a history and something to find.
+    """Users that have both a history and something to find: of a split, or at chosen events.
 
     Row u of a pair of `items` and `offsets` is items[offsets[u]:offsets[u + 1]].
 
     Attributes:
-      users: (U,) int32 user indices, ascending.
-      history_items: int32 item indices before the split, in time order inside a user.
+      users: (U,) int32 user indices, ascending; one may come several times with `requests_at`.
+      history_items: int32 item indices before the targets, in time order inside a user.
       history_offsets: (U + 1,) int64.
       target_items: int32 item indices to find, distinct and ascending inside a user.
       target_offsets: (U + 1,) int64.
       num_items: size of the catalogue; item indices are 1..num_items.
-      without_history: how many users have targets but no history; they are left out.
+      without_history: how many have targets but no history; they are left out.
     """
 
     users: np.ndarray
@@ -124,6 +124,36 @@ def requests_of(dataset: Dataset, split: str) -> Requests:
         target_offsets=_offsets(distinct[kept]),
         num_items=dataset.num_items,
         without_history=int(((num_targets > 0) & ~kept).sum()),
+    )
+
+
+def requests_at(dataset: Dataset, events: np.ndarray) -> Requests:
+    """Returns one request for each of some events: what its user did before it, and its item.
+
+    For measuring along a log, where each event is asked for just before it happens: a history is
+    all that comes before the event, whatever its split, and a user may be asked for several times.
+
+    Args:
+      dataset: a prepared dataset.
+      events: (N,) int positions in the dataset's arrays, ascending. The first event of a user has
+        no history and is left out.
+    """
+    events = np.asarray(events, np.int64)
+    assert np.all(np.diff(events) >= 0), "events ascend"
+    starts = dataset.offsets[np.asarray(dataset.users[events])]
+    asked = events > starts
+    starts, ends = starts[asked], events[asked]
+    lengths = ends - starts
+    offsets = _offsets(lengths)
+    index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+    return Requests(
+        users=np.asarray(dataset.users[ends], np.int32),
+        history_items=np.asarray(dataset.items[index], np.int32),
+        history_offsets=offsets,
+        target_items=np.asarray(dataset.items[ends], np.int32),
+        target_offsets=np.arange(len(ends) + 1, dtype=np.int64),
+        num_items=dataset.num_items,
+        without_history=int((~asked).sum()),
     )
 
 

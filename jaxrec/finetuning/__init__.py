@@ -10,7 +10,7 @@ from jaxrec.finetuning.lora import (
     split_adapter,
     user_vectors_each,
 )
-from jaxrec.finetuning.run import append_once, finetune, source_config
+from jaxrec.finetuning.run import append_once, finetune, grow_run, source_config
 from jaxrec.finetuning.source import Source, open_source
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "compare",
     "finetune",
     "grow",
+    "grow_run",
     "load_adapter",
     "merge",
     "open_source",

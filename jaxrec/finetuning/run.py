@@ -15,15 +15,15 @@ from jaxrec.data.dataset import SPLITS
 from jaxrec.data.readers import find_files
 from jaxrec.data.vocabulary import path_in_workdir
 from jaxrec.finetuning.comparison import compare, measure
-from jaxrec.finetuning.growth import Grown, Growth, grow
+from jaxrec.finetuning.growth import Grown, Growth, Report, grow
 from jaxrec.finetuning.lora import LoRA, save_adapter
 from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first, meet
-from jaxrec.training.state import TrainState
-from jaxrec.training.trained import fetch, load_config, load_trained
+from jaxrec.training.state import TrainState, init_state
+from jaxrec.training.trained import fetch, load_config, load_trained, save_trained
 from jaxrec.typing import UserError
 
 _COUNTS = ("num_items", "num_users")
@@ -125,6 +125,47 @@ def finetune(
             "config.optimizer.learning_rate or more --replay, or say --accept_worse."
         )
     return result | {"comparison": found}
+
+
+def grow_run(
+    source: str | Path,
+    data: Dataset | str | Path,
+    workdir: str | Path,
+    *,
+    step: int | None = None,
+    growth: Growth | None = None,
+) -> Report:
+    """Writes a run with the model of another one in a dataset's catalogue, not trained further.
+
+    For what wants the old model with the new vocabularies: a teacher of the fine-tuned model, or a
+    model to serve until that is ready. It lies on one device.
+
+    Args:
+      source: the workdir of a run. It is only read.
+      data: a dataset, or the directory of one, with whatever users and items.
+      workdir: made when absent; `load_trained` opens it. It must hold no run.
+      step: a checkpoint of the source; None takes the best one, or the newest without validation.
+      growth: what new rows start with; see `Growth`.
+
+    Returns:
+      What was taken from the source.
+
+    Raises:
+      UserError: as `grow` and `save_trained`.
+    """
+    dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    config = source_config(source)
+    experiment = Experiment.of(config, dataset)
+    options = experiment.state_options
+    born = init_state(
+        experiment.model, experiment.optimizer(10**9), config.training.seed, **options
+    )
+    with open_source(source, dataset, step=step) as opened:
+        grown = grow(opened, experiment, born, growth)
+        step = opened.step
+    where = None if isinstance(data, Dataset) else data
+    save_trained(experiment, grown.state.used, workdir, data=where, step=step)
+    return grown.report
 
 
 def source_config(source: str | Path) -> ExperimentConfig:

@@ -5,7 +5,14 @@ from math import log2
 import numpy as np
 import pytest
 
-from jaxrec.evaluation import EvaluationConfig, evaluate, rating_errors, requests_of
+from jaxrec.evaluation import (
+    EvaluationConfig,
+    accuracy,
+    evaluate,
+    rating_errors,
+    requests_at,
+    requests_of,
+)
 from jaxrec.typing import UserError
 
 
@@ -53,6 +60,16 @@ def test_hand_worked_metrics(small):
         np.testing.assert_allclose(evaluation.metrics[name], value, err_msg=name)
     np.testing.assert_allclose(evaluation.per_user, ndcg)
     assert evaluation.num_users == 3
+
+
+def test_accuracy_at_events_asks_for_each_on_its_own(small):
+    # Positions 2 and 5 are item 3 of user 1 and item 2 of user 2; only the history is looked at.
+    requests = requests_at(small, np.array([2, 5]))
+    values = accuracy(Fixed([[4, 3, 5], [1, 4, 2]]), requests, CONFIG)
+    np.testing.assert_allclose(values["ndcg@3"], [1 / log2(3), 1 / 2])
+    np.testing.assert_allclose(values["hit@1"], [0, 0])
+    with pytest.raises(UserError, match=r"shape \(2, 3\)"):
+        accuracy(Fixed(LISTS), requests, CONFIG)
 
 
 def test_every_metric_is_a_plain_float_at_every_k(small):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrec.evaluation.requests import match, requests_of
+from jaxrec.evaluation.requests import match, requests_at, requests_of
 from jaxrec.typing import UserError
 
 # user 1: train 5, 3; valid 2; test 4. user 2: train 1, 1; test 6 and twice 2, no validation event.
@@ -84,6 +84,17 @@ def test_equals_a_loop_over_users(random_dataset):
         targets for _, targets in expected.values()
     ]
     assert 0 < requests.without_history == 40 - len(expected)
+
+
+def test_requests_at_events_hold_all_that_came_before_them(dataset_of):
+    # Positions: user 1 has 0 to 3, user 2 has 4 to 8, user 3 has 9.
+    requests = requests_at(dataset_of(EVENTS, num_items=6), np.array([1, 3, 4, 6, 9]))
+    assert requests.users.tolist() == [1, 1, 2]
+    assert rows(requests.history_items, requests.history_offsets) == [[5], [5, 3, 2], [1, 1]]
+    assert rows(requests.target_items, requests.target_offsets) == [[3], [4], [6]]
+    assert requests.without_history == 2  # the first events of users 2 and 3
+    assert requests.num_items == 6
+    assert requests.users.dtype == requests.history_items.dtype == np.int32
 
 
 def test_match_finds_hits_and_the_rank_of_each_target(dataset_of):

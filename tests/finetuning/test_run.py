@@ -21,6 +21,7 @@ from jaxrec.finetuning import (
     append_once,
     compare,
     finetune,
+    grow_run,
     load_adapter,
     run,
     source_config,
@@ -119,6 +120,24 @@ def test_a_run_does_not_go_on_from_another_source_or_in_another_runs_place(
     train(source_config(source), catalogue_of(), tmp_path / "plain", quiet=True)
     with pytest.raises(UserError, match="holds a run that was not started from another one"):
         finetune(source, catalogue_of(), tmp_path / "plain", quiet=True)
+
+
+def test_a_grown_run_recommends_as_its_source_and_knows_the_new_items(
+    source_of: Any, catalogue_of: Any, new_data: Dataset, tmp_path: Path
+) -> None:
+    source = source_of("tied", average=0.5)
+    report = grow_run(source, new_data, tmp_path / "grown", growth=Growth(new_rows="mean"))
+    assert (report.tables["items"].moved, report.tables["items"].new) == (30, 2)
+    old = parameters(source, catalogue_of())
+    new = parameters(tmp_path / "grown", new_data)
+    moved = np.arange(30, 0, -1)  # the new dataset has the first 30 items in the other order
+    before, table = old["items"].pop("table"), new["items"].pop("table")
+    np.testing.assert_array_equal(table[1:31], before[moved])
+    mean = np.broadcast_to(before[1:].mean(axis=0), (2, 8))
+    np.testing.assert_allclose(table[31:], mean, atol=1e-7)
+    chex.assert_trees_all_equal(new, old)
+    with pytest.raises(UserError, match="holds a run already"):
+        grow_run(source, new_data, tmp_path / "grown")
 
 
 def test_the_sources_config_has_its_counts_unset(source_of: Any) -> None:
