@@ -1,8 +1,7 @@
 """Bytes between devices: counted in programs, and what the formula says of them."""
 
 import dataclasses
-import importlib
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,10 +52,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 @pytest.fixture(scope="module")
-def exchange() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-        yield importlib.import_module("_exchange")
+def exchange(benchmark: Callable[[str], Any]) -> Any:
+    return benchmark("_exchange")
 
 
 def test_counts_results_once_a_turn_and_only_what_leaves_a_device(exchange: Any) -> None:

@@ -1,8 +1,7 @@
 """A log that goes by: what is asked for, what is kept out of training, and what is learned."""
 
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from jaxrec.typing import UserError
 
 
 @pytest.fixture(scope="module")
-def freshness() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-        return importlib.import_module("freshness")
+def freshness(benchmark: Callable[[str], Any]) -> Any:
+    return benchmark("freshness")
 
 
 def log_of(events: list[tuple[str, str, int]]) -> pd.DataFrame:

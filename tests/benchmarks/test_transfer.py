@@ -1,6 +1,6 @@
 """What content carries from one catalogue to another, in numbers."""
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,8 @@ from jaxrec.data import TEST, TRAIN
 
 
 @pytest.fixture(scope="module")
-def transfer() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-        return importlib.import_module("transfer")
+def transfer(benchmark: Callable[[str], Any]) -> Any:
+    return benchmark("transfer")
 
 
 def test_only_the_chosen_users_are_learned_from_and_the_test_stays(transfer: Any) -> None:
