@@ -30,7 +30,7 @@ BEST = "best for its size"
 BATCH_SIZES = (1, 32)  # whose latency is measured
 
 # How smaller models are taught; what was measured for it is in docs/compression.md.
-_TAUGHT, _LESS_DROPOUT = 0.4, 0.2
+_TAUGHT, _AUGMENT, _LESS_DROPOUT = 0.5, 0.2, 0.2
 _RANKING = (FullSoftmax, SampledSoftmax, InBatchSoftmax, BCE, BPR)
 
 
@@ -125,6 +125,7 @@ class Source:
                 objective=objective,
                 teacher=str(self.workdir.absolute()),
                 weight=_TAUGHT,
+                augment=_AUGMENT,
                 top_k=0 if objective.whole_catalogue else 50,
             )
             config = dataclasses.replace(

@@ -13,7 +13,7 @@ from jaxrec.distillation.teacher import teacher_model, teacher_params
 from jaxrec.objectives import ALONE, Replica
 from jaxrec.objectives.base import features_of, weighted_sum, weights_of
 from jaxrec.ops.cross_entropy import catalogue_divergence
-from jaxrec.ops.keys import Key, RowKey
+from jaxrec.ops.keys import Key, RowKey, row_bits
 from jaxrec.ops.topk import DEFAULT_CHUNK, top_k_dot
 from jaxrec.sampling import sample_uniform
 from jaxrec.typing import Array, Batch, UserError
@@ -49,6 +49,9 @@ class Distillation:
       num_samples: how many items drawn at random for each target are candidates as well. Both 0
         compare the whole catalogue, beside an objective that does so too; the teacher's item
         vectors are then in memory once for each part that a batch is computed in.
+      augment: probability that an item of a history is replaced by the one before it, for student
+        and teacher alike, in [0, 1). So the student learns the teacher's answers to more questions
+        than the log asks (arXiv 2106.05237).
       match_hidden: weight of `jaxrec.losses.relational_distance` (arXiv 1904.05068) among user
         vectors, one for each row of a batch, at its last target. As with the in-batch softmax, the
         pairs of a batch that is computed in parts are those inside a part.
@@ -60,6 +63,7 @@ class Distillation:
     temperature: float = 1.0
     top_k: int = 50
     num_samples: int = 0
+    augment: float = 0.0
     match_hidden: float = 0.0
 
     def __post_init__(self) -> None:
@@ -77,10 +81,14 @@ class Distillation:
                 "together, or both 0 for the whole catalogue; got "
                 f"{self.top_k} and {self.num_samples}."
             )
-        if not self.teacher and (self.num_samples or self.match_hidden or not self.top_k):
+        if not 0 <= self.augment < 1:
+            raise UserError(f"objective.augment must be in [0, 1); got {self.augment}.")
+        asking = self.num_samples or self.match_hidden or self.augment or not self.top_k
+        if not self.teacher and asking:
             raise UserError(
-                "labels from files hold the teacher's best items alone, so objective.num_samples "
-                "and objective.match_hidden want the teacher itself: set objective.teacher=WORKDIR."
+                "labels from files hold the teacher's best items alone, for histories as they are, "
+                "so objective.num_samples, objective.match_hidden, objective.augment and "
+                "objective.top_k=0 want the teacher itself: set objective.teacher=WORKDIR."
             )
         if self._compares_all and not self.whole_catalogue:
             raise UserError(
@@ -108,6 +116,8 @@ class Distillation:
         return found
 
     def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
+        if self._teaches and self.augment:
+            batch = self._augmented(batch, RowKey.of(key))
         drawn: Batch = self.objective.draw(batch, statistics["objective"], key)
         if not self._teaches:
             return drawn
@@ -117,6 +127,21 @@ class Distillation:
         return drawn.replace(
             candidates=items, features=features_of(drawn) | {"teacher_scores": scores}
         )
+
+    def _augmented(self, batch: Batch, key: RowKey) -> Batch:
+        if batch.history is None:
+            return batch
+        history = jnp.asarray(batch.history)
+        segments = (history > 0).astype(jnp.int32) if batch.segments is None else batch.segments
+
+        def before(ids: Array) -> jax.Array:
+            return jnp.pad(ids[:, :-1], [(0, 0), (1, 0)])
+
+        bits = row_bits(RowKey(jax.random.fold_in(key.key, 2), key.first), history.shape)
+        drawn = bits < jnp.uint32(min(round(self.augment * 2**32), 2**32 - 1))
+        # Padding has segment 0, and what lies before a sequence is of another segment.
+        drawn &= (before(segments) == segments) & (segments > 0)
+        return batch.replace(history=jnp.where(drawn, before(history), history))
 
     def _ask(self, batch: Batch, drawn: Batch, params: Any, key: RowKey) -> Batch:
         model, fields = teacher_model(self.teacher)

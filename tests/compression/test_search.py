@@ -174,6 +174,10 @@ def test_smaller_models_are_taught_where_the_objective_ranks(
         found = dataclasses.replace(what, experiment=experiment).taught.config
         assert found.data == SequenceData(max_len=4) and found.training.steps == 4
         assert found.objective == Distillation(
-            objective=objective, teacher=str(tmp_path / "run"), weight=0.4, top_k=top_k
+            objective=objective,
+            teacher=str(tmp_path / "run"),
+            weight=0.5,
+            augment=0.2,
+            top_k=top_k,
         )
         assert found.model.dropout == 0.1

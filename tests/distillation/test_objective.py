@@ -199,6 +199,33 @@ def test_without_weight_negatives_too_are_those_of_the_plain_objective(
     )
 
 
+@pytest.mark.parametrize("data", [PACKED, LAST], ids=["packed", "last"])
+def test_some_items_of_a_history_become_the_one_before(
+    data: Any, dataset: Dataset, teacher: Path
+) -> None:
+    plain = FullSoftmax()
+    objective = Distillation(objective=plain, teacher=str(teacher), top_k=3, augment=0.4)
+    batch, key = data.batches(dataset, 64, 0).batch(0), jax.random.key(0)
+    statistics = objective.statistics(dataset)
+    drawn = objective.draw(batch, statistics, key)
+    old, new = np.asarray(batch.history), np.asarray(drawn.history)
+    segments = (old > 0).astype(int) if batch.segments is None else np.asarray(batch.segments)
+    allowed = np.zeros(old.shape, bool)
+    allowed[:, 1:] = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    before = np.roll(old, 1, axis=1)
+    np.testing.assert_array_equal(new[~allowed], old[~allowed])
+    assert np.all((new == old) | (new == before))
+    differs = allowed & (before != old)
+    assert abs(np.mean(new[differs] != old[differs]) - 0.4) < 0.08
+    # The teacher answered what the student is asked.
+    again = dataclasses.replace(objective, augment=0.0).draw(drawn, statistics, key)
+    np.testing.assert_array_equal(again.candidates, drawn.candidates)
+    # Positives stay, and another key draws others.
+    np.testing.assert_array_equal(drawn.positives, batch.positives)
+    other = objective.draw(batch, statistics, jax.random.key(1))
+    assert np.any(np.asarray(other.history) != new)
+
+
 def test_negatives_stay_those_of_the_plain_objective(dataset: Dataset, teacher: Path) -> None:
     plain = SampledSoftmax(num_negatives=6)
     objective = Distillation(objective=plain, teacher=str(teacher), num_samples=3, top_k=4)
@@ -221,7 +248,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "num_samples": 2,
     },
     "own": {"objective": SampledSoftmax(num_negatives=4, shared=False), "num_samples": 3},
-    "all": {"objective": FullSoftmax(), "match_hidden": 0.5, "top_k": 0},
+    "all": {"objective": FullSoftmax(), "match_hidden": 0.5, "top_k": 0, "augment": 0.3},
 }
 UNTIED = dataclasses.replace(STUDENT, tied=False)
 WIDE, DEEP = (MeshConfig(data=n, model=8 // n, tables="row") for n in (2, 1))
@@ -353,6 +380,8 @@ def test_batches_without_labels_are_refused(dataset: Dataset) -> None:
         ({"temperature": 0.0}, "temperature above 0"),
         ({"top_k": 1, "teacher": "x"}, "at least 2 together, or both 0"),
         ({"objective": BPR(), "top_k": 0, "teacher": "x"}, "BPR does not look at"),
+        ({"augment": 1.0, "teacher": "x"}, r"augment must be in \[0, 1\)"),
+        ({"augment": 0.1}, "set objective.teacher=WORKDIR"),
         ({"top_k": 0}, "set objective.teacher=WORKDIR"),
         ({"match_hidden": 1.0}, "set objective.teacher=WORKDIR"),
         ({"objective": Distillation(objective=BPR())}, "one teacher"),
