@@ -26,6 +26,7 @@ ON_RUNS = ("compression", "distillation", "finetuning")
 DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
 DRAWN |= {(part, below) for part in ON_RUNS for below in ("training", "evaluation")}
 DRAWN |= {("compression", "distillation")}
+DRAWN |= {("export", "training"), ("export", "evaluation")}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark"}
 # What a part knows nothing of; data has no device code.
