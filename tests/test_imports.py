@@ -143,6 +143,15 @@ def test_importing_the_package_is_light_and_its_parts_come_on_first_use() -> Non
     assert out == "False False\njaxrec.functional jaxrec.losses\n"
 
 
+def test_artefacts_are_opened_without_what_makes_them() -> None:
+    out = run(
+        "import sys, jaxrec.export\n"
+        "makers = ('flax', 'optax', 'orbax', 'pandas', 'jaxrec.training', 'jaxrec.functional')\n"
+        "print([name for name in makers if name in sys.modules])\n"
+    )
+    assert out == "[]\n"
+
+
 def test_a_part_that_does_not_exist_is_no_attribute() -> None:
     import jaxrec
 

@@ -117,7 +117,7 @@ class Artefact:
             mask = np.zeros(rows, np.int32)
         given = {**shown, "exclude": exclude, "masks": masks, "mask": mask}
         if "history" in shown:
-            given["mask_seen"] = np.broadcast_to(np.asarray(mask_seen, bool), rows)
+            given["mask_seen"] = np.full(rows, mask_seen) if np.ndim(mask_seen) == 0 else mask_seen
         result: tuple[jax.Array, jax.Array] = self._call("recommend", given)
         return result
 
@@ -196,6 +196,8 @@ def load_artefact(path: str | Path) -> Artefact:
     path = Path(path)
     manifest = _read_manifest(path)
     for name, told in manifest["files"].items():
+        if Path(name).name != name:
+            raise UserError(f"{path / MANIFEST} names a file elsewhere, {name!r}: do not trust it.")
         _check_file(path / name, told)
     if not manifest["programs"]:
         raise UserError(

@@ -76,6 +76,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     try:
         raw = np.memmap(path, np.uint8, mode="r")
         length = int.from_bytes(raw[:8].tobytes(), "little")
+        if not 2 <= length <= len(raw) - 8:
+            raise ValueError("the header is cut off")
         header = json.loads(raw[8 : 8 + length].tobytes())
         header.pop("__metadata__", None)
         return {name: _array(raw[8 + length :], **told) for name, told in header.items()}
