@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+NO_FLATBUFFERS = (
+    "jax writes and reads programs with the package flatbuffers, which is not here. Install it: "
+    "pip install 'jaxrec[export]'."
+)
 _BLOCK = 1 << 22
 
 
@@ -108,17 +112,17 @@ class Artefact:
           UserError: for a shape, type or index that does not fit.
         """
         shown = self._shown(history, users)
-        rows = len(next(iter(shown.values())))
+        rows = np.shape(next(iter(shown.values())))[:1]
         if exclude is None:
-            exclude = np.zeros((rows, 1), np.int32)
+            exclude = np.zeros((*rows, 1), np.int32)
         if masks is None:
-            masks = np.ones((1, self.num_items + 1), bool)
+            masks = self._everything
         if mask is None:
             mask = np.zeros(rows, np.int32)
-        given = {**shown, "exclude": exclude, "masks": masks, "mask": mask}
-        if "history" in shown:
-            given["mask_seen"] = np.full(rows, mask_seen) if np.ndim(mask_seen) == 0 else mask_seen
-        result: tuple[jax.Array, jax.Array] = self._call("recommend", given)
+        if np.ndim(mask_seen) == 0:
+            mask_seen = np.full(rows, mask_seen)
+        limits = {"exclude": exclude, "masks": masks, "mask": mask, "mask_seen": mask_seen}
+        result: tuple[jax.Array, jax.Array] = self._call("recommend", {**shown, **limits})
         return result
 
     def score(
@@ -132,6 +136,10 @@ class Artefact:
         """Returns the k items most like each of items (b,) int32, and cosines. Raises UserError."""
         result: tuple[jax.Array, jax.Array] = self._call("similar", {"item": items})
         return result
+
+    @functools.cached_property
+    def _everything(self) -> jax.Array:
+        return jnp.ones((1, self.num_items + 1), bool)
 
     def _shown(self, history: Array | None, users: Array | None) -> dict[str, Array]:
         given = {"users": users, "history": history}
@@ -207,7 +215,8 @@ def load_artefact(path: str | Path) -> Artefact:
         name: _deserialize(path / told["file"], manifest)
         for name, told in manifest["programs"].items()
     }
-    weights = {name: jnp.asarray(value) for name, value in read_weights(path / WEIGHTS).items()}
+    # Copies: a file that is written over would take mapped weights with it.
+    weights = {name: jnp.array(value) for name, value in read_weights(path / WEIGHTS).items()}
     programs = {name: jax.jit(program.call) for name, program in exported.items()}
     vectors = programs.pop("items")(weights)
     return Artefact(path, manifest, weights, vectors, programs)
@@ -268,8 +277,8 @@ def _check_file(path: Path, told: Mapping[str, Any]) -> None:
 def _deserialize(path: Path, manifest: Mapping[str, Any]) -> export.Exported:
     try:
         return export.deserialize(bytearray(path.read_bytes()))
-    except ImportError as error:
-        raise UserError(f"programs cannot be read here: {error}.") from None
+    except ImportError:
+        raise UserError(NO_FLATBUFFERS) from None
     except Exception as error:
         raise UserError(
             f"{path} was made with jax {manifest['jax']}, and jax {jax.__version__} does not read "

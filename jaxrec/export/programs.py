@@ -166,13 +166,9 @@ def _lower(
 
     program.__name__ = name
     lowered = export.export(jax.jit(program), platforms=PLATFORMS)(*inputs.values())
-    try:
-        data = bytes(lowered.serialize())
-    except ImportError as error:
-        raise UserError(f"programs cannot be written here: {error}.") from None
     taken = (_told(key, value) for key, value in inputs.items())
     given = (_told(key, value) for key, value in zip(outputs, lowered.out_avals, strict=True))
-    return Program(data, tuple(taken), tuple(given))
+    return Program(bytes(lowered.serialize()), tuple(taken), tuple(given))
 
 
 def _told(name: str, value: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Writing the artefact of a trained run."""
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from jaxrec.data.batches import fields_read
 from jaxrec.data.dataset import SPLITS, Dataset
 from jaxrec.data.store import appearing, write_json
 from jaxrec.evaluation import Evaluation
-from jaxrec.export.artefact import FORMAT, MANIFEST, WEIGHTS, describe_file, fingerprint_of
+from jaxrec.export.artefact import (
+    FORMAT,
+    MANIFEST,
+    NO_FLATBUFFERS,
+    WEIGHTS,
+    describe_file,
+    fingerprint_of,
+)
 from jaxrec.export.pages import model_card, name_of, readme
 from jaxrec.export.programs import Spec, by_name, make_programs
 from jaxrec.export.weights import write_weights
@@ -155,6 +163,8 @@ def check_request(output: Path, formats: Sequence[str], k: int) -> None:
             raise UserError(f"no format {name!r}. There are: {', '.join(FORMATS)}.")
     if not formats:
         raise UserError(f"say at least one format, of {', '.join(FORMATS)}.")
+    if "stablehlo" in formats and importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(NO_FLATBUFFERS)
     if k < 1:
         raise UserError(f"k must be at least 1; got {k}.")
 

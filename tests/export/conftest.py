@@ -20,7 +20,7 @@ from jaxrec.finetuning import LoRA
 from jaxrec.models import matrix_factorization, sasrec
 from jaxrec.models.content import WithContent
 from jaxrec.objectives import BPR, FullSoftmax
-from jaxrec.training import Experiment, ExperimentConfig, save_trained
+from jaxrec.training import Experiment, ExperimentConfig, TrainingConfig, save_trained
 from jaxrec.typing import Params
 
 MAX_LEN = 8
@@ -33,6 +33,7 @@ MODELS: dict[str, Any] = {
     ),
     "post_norm": dataclasses.replace(SASREC, block="post_norm", compute_dtype="bfloat16"),
     "mf": MF,
+    "bfloat16": MF,  # whose tables were trained as such
     "int8": Quantized(model=SASREC),
     "int4": Quantized(model=dataclasses.replace(SASREC, tied=False), tables="int4", group=2),
     "pq": Quantized(model=MF, tables="pq", pq_parts=2),
@@ -67,6 +68,7 @@ def _experiment_of(name: str, dataset: Dataset, directory: Path) -> Experiment:
         data=PairData() if pairs else SequenceData(max_len=MAX_LEN),
         model=model,
         objective=BPR(num_negatives=2) if pairs else FullSoftmax(),
+        training=TrainingConfig(table_dtype="bfloat16" if name == "bfloat16" else "float32"),
         evaluation=EvaluationConfig(ks=(10,), batch_size=16, item_chunk=16, bootstrap_samples=20),
     )
     return Experiment.of(config, dataset)
@@ -75,12 +77,16 @@ def _experiment_of(name: str, dataset: Dataset, directory: Path) -> Experiment:
 def _params_of(experiment: Experiment) -> Params:
     random = np.random.default_rng(0)
 
-    def drawn(leaf: Any) -> jax.Array:
+    dtype = experiment.config.training.table_dtype
+
+    def drawn(path: Any, leaf: Any) -> jax.Array:
+        if path[-1].key == "table":
+            return jnp.asarray(random.normal(0, 0.5, leaf.shape), dtype)
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.asarray(random.normal(0, 0.5, leaf.shape), leaf.dtype)
         return jnp.asarray(random.integers(-7, 8, leaf.shape), leaf.dtype)
 
-    return jax.tree.map(drawn, experiment.model.shapes)
+    return jax.tree_util.tree_map_with_path(drawn, experiment.model.shapes)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import requests_for
 from jaxrec.export import load_artefact
 from jaxrec.export import run as export_module
-from jaxrec.export.artefact import fingerprint_of
+from jaxrec.export.artefact import describe_file, fingerprint_of
 from jaxrec.export.run import export_run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import load_trained
@@ -146,7 +146,7 @@ def test_what_is_not_an_artefact_of_this_version_is_refused(copy: Path, tmp_path
 def test_programs_that_this_jax_does_not_read_are_refused(copy: Path) -> None:
     (copy / "score.stablehlo").write_bytes(b"\0" * 100)
     manifest = json.loads((copy / "manifest.json").read_text())
-    told = export_module.describe_file(copy / "score.stablehlo")
+    told = describe_file(copy / "score.stablehlo")
     rewrite_manifest(copy, jax="0.99", files=manifest["files"] | {"score.stablehlo": told})
     with pytest.raises(UserError, match="was made with jax 0.99, and jax .* does not read it"):
         load_artefact(copy)
@@ -168,6 +168,7 @@ def test_files_lie_in_the_artefact(copy: Path) -> None:
         ({"history": np.zeros((1, 9), int)}, "9 columns and this model reads 8"),
         ({"history": np.zeros((1, 0), int)}, r"\(1, 1\), no size 0; got int64 of shape \(1, 0\)"),
         ({"history": np.zeros(3, int)}, r"must be int32 of shape \(b, l\)"),
+        ({"history": np.array(3)}, r"got int64 of shape \(\)"),
         ({"history": np.array([[0.5]])}, "got float64"),
         ({"history": np.array([[31]])}, "history must lie between 0 and 30; got 31"),
         ({"history": np.array([[-1]])}, "got -1"),
@@ -238,6 +239,18 @@ def test_bad_requests_are_refused_before_the_run_is_read(
 ) -> None:
     with pytest.raises(UserError, match=match):
         export_run(tmp_path / "no run", dataset, tmp_path / "out", **options)
+
+
+def test_without_flatbuffers_the_package_to_install_is_named(
+    copy: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    monkeypatch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
+    with pytest.raises(UserError, match=r"pip install 'jaxrec\[export\]'"):
+        load_artefact(copy)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'jaxrec\[export\]'"):
+        export_run(tmp_path / "no run", dataset, tmp_path / "out")
 
 
 def test_an_output_that_exists_is_left_alone(dataset: Dataset, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from jax import export
 
 from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import requests_of
-from jaxrec.export.programs import PLATFORMS
+from jaxrec.export.programs import PLATFORMS, Spec, make_programs
+from jaxrec.typing import UserError
 
 MAX_LEN = 8
-NAMES = ["sasrec", "ligr", "mf", "int8", "pq", "lora", "content"]
+NAMES = ["sasrec", "ligr", "mf", "bfloat16", "int8", "pq", "lora", "content"]
 SLOW = ["post_norm", "int4", "aware", "pruned"]
 
 
@@ -56,8 +57,8 @@ def test_scores_are_products_and_neighbours_have_the_largest_cosines(
     scores = np.asarray(model.artefact.score(everything, **shown))
     assert np.all(scores[:, 0] == -np.inf)
     exact = model.artefact.vectors.dtype == np.float32
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if exact else {"rtol": 0.1, "atol": 0.1}
-    np.testing.assert_allclose(scores[:, 1:], (users @ vectors.T)[:, 1:], **tolerance)
+    off = 1e-5 if exact else 0.1
+    np.testing.assert_allclose(scores[:, 1:], (users @ vectors.T)[:, 1:], rtol=off, atol=off)
 
     varying = vectors[:, np.ptp(vectors[1:], axis=0) > 0]
     assert varying.shape[1] == vectors.shape[1] - 2 * (model.artefact.shown == ("users",))
@@ -103,6 +104,15 @@ def test_a_short_history_needs_no_padding(exported: Callable[[str], Any]) -> Non
     one, other = artefact.recommend(history=short), artefact.recommend(history=padded)
     np.testing.assert_array_equal(one[0], other[0])
     np.testing.assert_allclose(one[1], other[1], rtol=1e-5)
+
+
+def test_models_that_are_shown_something_else_are_refused(
+    exported: Callable[[str], Any],
+) -> None:
+    model = exported("mf").experiment.model
+    for shown in ((), ("users", "features")):
+        with pytest.raises(UserError, match="shown users or history; this one"):
+            make_programs(Spec(model, shown, 30, 0, 7, 16), model.shapes)
 
 
 @pytest.mark.parametrize("name", ["sasrec", "mf"])
