@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = (
-    *("compression", "config", "data", "distillation", "evaluation", "finetuning", "layers"),
-    *("losses", "metrics", "models"),
+    *("compression", "config", "data", "distillation", "evaluation", "export", "finetuning"),
+    *("layers", "losses", "metrics", "models"),
     *("objectives", "ops", "optim", "sampling", "training", "typing"),
 )
 

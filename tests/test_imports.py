@@ -26,6 +26,7 @@ ON_RUNS = ("compression", "distillation", "finetuning")
 DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
 DRAWN |= {(part, below) for part in ON_RUNS for below in ("training", "evaluation")}
 DRAWN |= {("compression", "distillation")}
+DRAWN |= {("export", "training"), ("export", "evaluation")}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark"}
 # What a part knows nothing of; data has no device code.
@@ -140,6 +141,15 @@ def test_importing_the_package_is_light_and_its_parts_come_on_first_use() -> Non
         "print(jaxrec.functional.__module__, jaxrec.losses.__name__)\n"
     )
     assert out == "False False\njaxrec.functional jaxrec.losses\n"
+
+
+def test_artefacts_are_opened_without_what_makes_them() -> None:
+    out = run(
+        "import sys, jaxrec.export\n"
+        "makers = ('flax', 'optax', 'orbax', 'pandas', 'jaxrec.training', 'jaxrec.functional')\n"
+        "print([name for name in makers if name in sys.modules])\n"
+    )
+    assert out == "[]\n"
 
 
 def test_a_part_that_does_not_exist_is_no_attribute() -> None:

@@ -8,7 +8,7 @@ many they are, now or after a restart.
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -66,6 +66,13 @@ class SequenceData:
     def requests(self, users: np.ndarray, histories: np.ndarray) -> Batch:
         """Returns what a model is shown to serve users (B,) with histories (B, max_len)."""
         return Batch(history=histories)
+
+
+def fields_read(data: Any) -> frozenset[str]:
+    """Returns the batch fields that models of a data config are shown."""
+    shown: Batch = data.requests(np.zeros(1, np.int32), np.zeros((1, 1), np.int32))
+    names = [field.name for field in dataclasses.fields(shown)]
+    return frozenset(name for name in names if getattr(shown, name) is not None)
 
 
 class SequenceBatches:

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jaxrec import config as configs
+from jaxrec.data.batches import fields_read
 from jaxrec.data.dataset import Dataset, fingerprint
 from jaxrec.data.taught import files_of, read_about
 from jaxrec.data.training_events import TrainingEvents, training_events
-from jaxrec.distillation.teacher import fields_read
 from jaxrec.evaluation import Requests, RetrieverRecommender
 from jaxrec.training import load_trained
 from jaxrec.typing import UserError

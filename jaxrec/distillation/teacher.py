@@ -1,17 +1,14 @@
 """A trained run as a teacher."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from jaxrec import config as configs
+from jaxrec.data.batches import fields_read
 from jaxrec.data.dataset import Dataset
 from jaxrec.functional import Functional, functional_of
 from jaxrec.training import load_trained
 from jaxrec.training.trained import fetch
-from jaxrec.typing import Batch, Params, UserError
+from jaxrec.typing import Params, UserError
 
 
 def teacher_params(workdir: str, dataset: Dataset) -> Params:
@@ -34,10 +31,3 @@ def teacher_model(workdir: str) -> tuple[Functional, frozenset[str]]:
     """Returns the model of a run, and the batch fields that it recommends from."""
     config = configs.load(Path(workdir) / "config.json")
     return functional_of(config.model), fields_read(config.data)
-
-
-def fields_read(data: Any) -> frozenset[str]:
-    """Returns the batch fields that models of a data config are shown."""
-    shown: Batch = data.requests(np.zeros(1, np.int32), np.zeros((1, 1), np.int32))
-    names = [field.name for field in dataclasses.fields(shown)]
-    return frozenset(name for name in names if getattr(shown, name) is not None)

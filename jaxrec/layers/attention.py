@@ -98,6 +98,12 @@ def has_fused_kernel(q: jax.Array, device: jax.Device) -> bool:
     return modern and half and length % 2 == 0 and features % 8 == 0 and features <= 128
 
 
+def default_device() -> jax.Device:
+    """Returns a device of the kind that is computed on: the default one, where one is set."""
+    chosen = jax.config.jax_default_device
+    return chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
+
+
 class SelfAttention(nnx.Module):
     """Multi-head self-attention (arXiv 1706.03762) with one projection for queries, keys, values.
 
@@ -147,7 +153,7 @@ class SelfAttention(nnx.Module):
         if positions is not None:
             q, k = rotary(q, positions), rotary(k, positions)
         dropping = key is not None and self.dropout_rate > 0
-        if not dropping and has_fused_kernel(q, jax.devices()[0]):
+        if not dropping and has_fused_kernel(q, default_device()):
             mixed = attend_fused(q, k, v, mask)
         else:
             mixed = attend(q, k, v, mask, dropout_rate=self.dropout_rate, key=key)

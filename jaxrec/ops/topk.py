@@ -18,6 +18,8 @@ def top_k_dot(
     k: int,
     *,
     exclude: jax.Array | None = None,
+    masks: jax.Array | None = None,
+    mask: jax.Array | None = None,
     chunk: int = DEFAULT_CHUNK,
     first: jax.Array | int = 0,
 ) -> tuple[jax.Array, jax.Array]:
@@ -31,6 +33,9 @@ def top_k_dot(
       items: (N, D) vectors; row i is item `first` + i.
       k: how many items to return; may exceed the number of candidates.
       exclude: (B, S) int32 item indices to leave out for each user; 0 and repeats do nothing.
+      masks: (G, N) bool, lists of items that may be returned; column i belongs to row i of `items`.
+        Many users share few lists, so that no (B, N) mask is needed.
+      mask: (B,) int32, the row of `masks` that holds for each user; comes with `masks`.
       chunk: how many items are scored at a time.
       first: the item of the first row, for a part of the catalogue.
 
@@ -42,6 +47,7 @@ def top_k_dot(
       UserError: when k or chunk is below 1, or the shapes do not belong together.
     """
     _check(users, items, k, exclude, chunk)
+    _check_masks(users, items, masks, mask)
     batch, num_items = users.shape[0], items.shape[0]
     if exclude is None:
         exclude = jnp.zeros((batch, 0), jnp.int32)
@@ -60,6 +66,9 @@ def top_k_dot(
         if users.shape[1] == 1:
             # A product that is not added to anything may be -0, which top-k puts after 0.
             scores = jnp.where(scores == 0, 0.0, scores)
+        if masks is not None and mask is not None:
+            allowed = lax.dynamic_slice_in_dim(masks, start, size, axis=1)
+            scores = jnp.where(jnp.take(allowed, mask, axis=0, mode="clip"), scores, -jnp.inf)
         inside = (exclude >= start) & (exclude < start + size)
         # A negative index would wrap around to the end; `size` is out of bounds and dropped.
         column = jnp.where(inside, exclude - start, size)
@@ -100,4 +109,23 @@ def _check(
         raise UserError(
             f"top_k_dot wants exclude ({users.shape[0]}, S), one row for each user; "
             f"got {exclude.shape}."
+        )
+
+
+def _check_masks(
+    users: jax.Array, items: jax.Array, masks: jax.Array | None, mask: jax.Array | None
+) -> None:
+    if masks is None and mask is None:
+        return
+    if masks is None or mask is None:
+        raise UserError("top_k_dot wants masks and mask together, or neither.")
+    if (
+        masks.ndim != 2
+        or masks.dtype != bool
+        or masks.shape[1] != items.shape[0]
+        or mask.shape != users.shape[:1]
+    ):
+        raise UserError(
+            f"top_k_dot wants masks (G, {items.shape[0]}) bool and mask ({users.shape[0]},) int; "
+            f"got {masks.shape} {masks.dtype} and {mask.shape}."
         )

@@ -10,7 +10,7 @@ import pytest
 
 from jaxrec.functional import Functional, functional
 from jaxrec.layers import SelfAttention, causal_mask, rotary
-from jaxrec.layers.attention import attend, attend_fused, has_fused_kernel
+from jaxrec.layers.attention import attend, attend_fused, default_device, has_fused_kernel
 from jaxrec.typing import Params, UserError
 
 SEGMENTS = np.array([[0, 0, 1, 1, 1, 2, 2], [1, 1, 2, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0, 0]], np.int32)
@@ -171,6 +171,15 @@ def test_the_fused_way_gives_the_values_and_gradients_of_the_other(dtype: Any) -
         np.testing.assert_allclose(
             a.astype(jnp.float32), b.astype(jnp.float32), rtol=tolerance, atol=tolerance
         )
+
+
+def test_the_device_that_decides_is_the_one_computed_on() -> None:
+    first, other = jax.devices()[0], jax.devices()[-1]
+    assert default_device() == first != other
+    with jax.default_device(other):
+        assert default_device() == other
+    with jax.default_device("cpu"):
+        assert default_device().platform == "cpu"
 
 
 def test_the_fused_kernel_is_used_where_cudnn_has_it() -> None:

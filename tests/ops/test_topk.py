@@ -118,3 +118,32 @@ def test_wrong_arguments_are_explained(arguments, sentence):
     right = {"users": np.ones((2, 4)), "items": np.ones((5, 4)), "k": 2}
     with pytest.raises(UserError, match=sentence):
         top_k_dot(**(right | arguments))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 48, 1000])
+def test_masks_say_what_may_be_returned(chunk):
+    users, items, exclude = small_integers(0, 9, 49, 3, 6)
+    random = np.random.default_rng(1)
+    masks, mask = random.random((3, 49)) < 0.4, random.integers(0, 3, 9).astype(np.int32)
+    denied = [np.concatenate([exclude[i], np.flatnonzero(~masks[mask[i]])]) for i in range(9)]
+    values, ids = top_k_dot(users, items, 25, exclude=exclude, masks=masks, mask=mask, chunk=chunk)
+    expected_values, expected_ids = brute_force(users, items, 25, denied)
+    assert (expected_ids == 0).any()
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(values, expected_values)
+
+
+@pytest.mark.parametrize(
+    ("masks", "mask", "match"),
+    [
+        (np.ones((1, 6), bool), None, "together"),
+        (None, np.zeros(2, np.int32), "together"),
+        (np.ones((1, 5), bool), np.zeros(2, np.int32), r"\(G, 6\) bool and mask \(2,\)"),
+        (np.ones((1, 6), np.int32), np.zeros(2, np.int32), "int32"),
+        (np.ones((1, 6), bool), np.zeros(3, np.int32), r"and \(3,\)"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks, mask, match):
+    users, items, _ = small_integers(0, 2, 6, 3, 0)
+    with pytest.raises(UserError, match=match):
+        top_k_dot(users, items, 2, masks=masks, mask=mask)

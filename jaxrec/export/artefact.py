@@ -1,0 +1,290 @@
+"""Artefacts: what an exported model holds, checked when it is opened, and its programs as methods.
+
+An artefact is a directory that `jaxrec.export.run` writes (docs/serving.md says what is in it). It
+is data: nothing in it is code of Python's, and nothing is unpickled.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from jaxrec.export.weights import read_weights
+from jaxrec.typing import Array, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+NO_FLATBUFFERS = (
+    "jax writes and reads programs with the package flatbuffers, which is not here. Install it: "
+    "pip install 'jaxrec[export]'."
+)
+_BLOCK = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """An exported model in memory.
+
+    Indices are from 1 on, and 0 is no item. `jaxrec.export.programs` says what the programs do.
+
+    Attributes:
+      path: where it lies.
+      manifest: what manifest.json says.
+      weights: all parameters by name, on the default device.
+      vectors: (num_items + 1, dim) item vectors, there as well.
+      programs: "recommend", "score" and "similar" as they are, jitted: they take all inputs in the
+        order of the manifest, on the device or not, check nothing, and compile for each new shape.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    weights: Mapping[str, jax.Array]
+    vectors: jax.Array
+    programs: Mapping[str, Callable[..., Any]]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything in the artefact."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def num_items(self) -> int:
+        return int(self.manifest["num_items"])
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """What the model recommends from: "users", "history"."""
+        return tuple(self.manifest["shown"])
+
+    @functools.cached_property
+    def item_ids(self) -> np.ndarray:
+        """(num_items + 1,) text: the original id of each item index, "" at 0."""
+        return np.load(self.path / "item_ids.npy")
+
+    @functools.cached_property
+    def user_ids(self) -> np.ndarray | None:
+        """(num_users + 1,) text: the original ids of users; None if none are known."""
+        return np.load(self.path / "user_ids.npy") if "users" in self.shown else None
+
+    def items(self) -> "pd.DataFrame":
+        """Returns what is known of items; row i belongs to item i + 1."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / "items.parquet")
+
+    def recommend(
+        self,
+        *,
+        history: Array | None = None,
+        users: Array | None = None,
+        exclude: Array | None = None,
+        masks: Array | None = None,
+        mask: Array | None = None,
+        mask_seen: bool | Array = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Recommends to b users.
+
+        Args:
+          history: (b, l) int32, for models that are shown histories: oldest first, aligned to the
+            right, 0 before it; l at most `manifest["max_len"]`.
+          users: (b,) int32, for models that are shown users.
+          exclude: (b, e) int32, items to leave out; 0 does nothing.
+          masks: (g, num_items + 1) bool, lists of items that may be recommended; all by default.
+          mask: (b,) int32, the list that holds for each user; the first by default.
+          mask_seen: bool or (b,) bool: leave out what is in the history.
+
+        Returns:
+          Items (b, k) int32, best first, and their scores (b, k) float32; 0 and -inf where fewer
+          than k are left.
+
+        Raises:
+          UserError: for a shape, type or index that does not fit.
+        """
+        shown = self._shown(history, users)
+        rows = np.shape(next(iter(shown.values())))[:1]
+        if exclude is None:
+            exclude = np.zeros((*rows, 1), np.int32)
+        if masks is None:
+            masks = self._everything
+        if mask is None:
+            mask = np.zeros(rows, np.int32)
+        if np.ndim(mask_seen) == 0:
+            mask_seen = np.full(rows, mask_seen)
+        limits = {"exclude": exclude, "masks": masks, "mask": mask, "mask_seen": mask_seen}
+        result: tuple[jax.Array, jax.Array] = self._call("recommend", {**shown, **limits})
+        return result
+
+    def score(
+        self, items: Array, *, history: Array | None = None, users: Array | None = None
+    ) -> jax.Array:
+        """Returns (b, c) float32 scores of items (b, c) int32, -inf at 0. Raises UserError."""
+        result: jax.Array = self._call("score", {**self._shown(history, users), "items": items})
+        return result
+
+    def similar(self, items: Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the k items most like each of items (b,) int32, and cosines. Raises UserError."""
+        result: tuple[jax.Array, jax.Array] = self._call("similar", {"item": items})
+        return result
+
+    @functools.cached_property
+    def _everything(self) -> jax.Array:
+        return jnp.ones((1, self.num_items + 1), bool)
+
+    def _shown(self, history: Array | None, users: Array | None) -> dict[str, Array]:
+        given = {"users": users, "history": history}
+        there = {name: value for name, value in given.items() if value is not None}
+        if there.keys() != set(self.shown):
+            raise UserError(
+                f"this model recommends from {' and '.join(self.shown)}; got "
+                f"{' and '.join(there) or 'neither'}."
+            )
+        return {name: there[name] for name in self.shown}
+
+    def _call(self, program: str, given: Mapping[str, Any]) -> Any:
+        sizes: dict[str, int] = {}
+        fixed = {"weights": self.weights, "vectors": self.vectors}
+        arguments: list[Any] = []
+        for told in self.manifest["programs"][program]["inputs"]:
+            name = told["name"]
+            arguments.append(fixed[name] if name in fixed else self._fit(told, given[name], sizes))
+        return self.programs[program](*arguments)
+
+    def _fit(self, told: Mapping[str, Any], value: Any, sizes: dict[str, int]) -> Array:
+        """Returns an input as the program wants it; `sizes` are those of its free dimensions."""
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+        name, shape, dtype = told["name"], told["shape"], np.dtype(told["dtype"])
+        fits = len(array.shape) == len(shape) and np.can_cast(array.dtype, dtype, "same_kind")
+        if fits:
+            wanted = [
+                sizes.setdefault(n, max(size, 1)) if isinstance(n, str) else n
+                for n, size in zip(shape, array.shape, strict=True)
+            ]
+            fits = wanted == list(array.shape)
+        if not fits:
+            asked = ", ".join(str(sizes.get(n, n)) for n in shape)
+            raise UserError(
+                f"{name} must be {dtype.name} of shape ({asked}), no size 0; got {array.dtype} of "
+                f"shape {array.shape}."
+            )
+        longest = self.manifest["max_len"]
+        if name == "history" and array.shape[1] > longest:
+            raise UserError(
+                f"history has {array.shape[1]} columns and this model reads {longest}. Give the "
+                "newest ones."
+            )
+        if dtype == np.int32 and array.size:
+            most = {"mask": sizes.get("g", 1) - 1, "users": self.manifest["num_users"]}
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high > most.get(name, self.num_items):
+                raise UserError(
+                    f"{name} must lie between 0 and {most.get(name, self.num_items)}; got "
+                    f"{low if low < 0 else high}."
+                )
+        return array.astype(dtype)
+
+
+def load_artefact(path: str | Path) -> Artefact:
+    """Opens an artefact, after checking every file of it.
+
+    Raises:
+      UserError: when it is no artefact, a file is missing or damaged, or it was made for other
+        versions of jaxrec or jax than are here.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    for name, told in manifest["files"].items():
+        if Path(name).name != name:
+            raise UserError(f"{path / MANIFEST} names a file elsewhere, {name!r}: do not trust it.")
+        _check_file(path / name, told)
+    if not manifest["programs"]:
+        raise UserError(
+            f"{path} has weights and no programs. Export it with --format=stablehlo to run it."
+        )
+    exported = {
+        name: _deserialize(path / told["file"], manifest)
+        for name, told in manifest["programs"].items()
+    }
+    # Copies: a file that is written over would take mapped weights with it.
+    weights = {name: jnp.array(value) for name, value in read_weights(path / WEIGHTS).items()}
+    programs = {name: jax.jit(program.call) for name, program in exported.items()}
+    vectors = programs.pop("items")(weights)
+    return Artefact(path, manifest, weights, vectors, programs)
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a manifest without its fingerprint, and so of all files in it."""
+    rest = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Returns the size and the SHA-256 of a file, as a manifest tells them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path} is no artefact (it has no {MANIFEST}). Make one with scripts/export.py "
+            "--workdir=RUN --output=DIR."
+        ) from None
+    except ValueError as error:
+        raise _damaged(file, str(error)) from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != "jaxrec artefact":
+        raise UserError(
+            f"{path} is no artefact: its {MANIFEST} is of something else. Make one with "
+            "scripts/export.py --workdir=RUN --output=DIR."
+        )
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{path} is an artefact of format {manifest.get('format')}, by jaxrec "
+            f"{manifest.get('jaxrec')}; this version reads format {FORMAT}. Export the model again "
+            "with this version, or run it with that one."
+        )
+    if manifest.get("fingerprint") != fingerprint_of(manifest):
+        raise _damaged(file, "it has another fingerprint than it says")
+    return manifest
+
+
+def _check_file(path: Path, told: Mapping[str, Any]) -> None:
+    try:
+        found = describe_file(path)
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from None
+    for what in ("bytes", "sha256"):
+        if found[what] != told[what]:
+            raise _damaged(path, f"{what} {found[what]}, and the manifest says {told[what]}")
+
+
+def _deserialize(path: Path, manifest: Mapping[str, Any]) -> export.Exported:
+    try:
+        return export.deserialize(bytearray(path.read_bytes()))
+    except ImportError:
+        raise UserError(NO_FLATBUFFERS) from None
+    except Exception as error:
+        raise UserError(
+            f"{path} was made with jax {manifest['jax']}, and jax {jax.__version__} does not read "
+            f"it ({error}). Export the model again with this version, or install that one."
+        ) from None
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is missing or damaged ({reason}). Copy or export the artefact again.")

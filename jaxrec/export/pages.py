@@ -1,0 +1,232 @@
+"""The pages of an artefact: how to run it, and what the model is, was measured at and is for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxrec.data.dataset import Dataset
+from jaxrec.evaluation import Evaluation
+from jaxrec.evaluation.breakdown import Group
+from jaxrec.evaluation.table import cells
+from jaxrec.typing import Params
+
+_README = """# {title}
+
+A recommender of {num_items:,} items, exported by jaxrec {jaxrec}. `model_card.md` says what it is
+and how good; `manifest.json` lists what the programs take and return, and the SHA-256 of each file.
+
+| file | what it holds |
+|---|---|
+{files}
+
+"""
+_FILES = {
+    "weights.safetensors": "all parameters, under the names of modules",
+    "item_ids.npy": "row i is the original id of item i; item 0 is none",
+    "items.parquet": "what is known of items; the first row is of item 1",
+    "config.json": "the experiment that made it",
+}
+_OF_PROGRAMS = {"*.stablehlo": "programs for CPU, CUDA and TPU, by `jax.export`"}
+_OF_USERS = {"user_ids.npy, users.parquet": "the same of users"}
+_WEIGHTS = """## The weights
+
+`safetensors.numpy.load_file("weights.safetensors")` reads them, and so does `safetensors.torch`. A
+dense layer's `kernel` is (inputs, outputs): the transpose of the `weight` of a `torch.nn.Linear`.
+"""
+_RUN = """## Run it
+
+`pip install jax flatbuffers`: the programs were made with jax {jax}, and jax reads them with
+flatbuffers. In this directory:
+
+```python
+{script}```
+
+Programs are compiled once for each new number of rows or columns. Index 0 is no item: it fills up
+{fills}.
+To leave items out for one row, name them in `exclude`. To allow only some, give them a row of
+`masks`, which many rows may share, and its number in `mask`. Lists end with item 0 and score -inf
+where fewer than {k} items are left. `manifest.json` says what `score` and `similar` take.
+
+"""
+_SCRIPT = """import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+kinds = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "I32": np.int32}
+kinds |= {"I8": np.int8, "U8": np.uint8}
+raw = np.fromfile("weights.safetensors", np.uint8)
+start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+header = json.loads(raw[8:start].tobytes())
+weights = {}
+for name in header.keys() - {"__metadata__"}:
+    first, last = header[name]["data_offsets"]
+    array = raw[start + first : start + last].view(kinds[header[name]["dtype"]])
+    weights[name] = jnp.asarray(array.reshape(header[name]["shape"]))
+
+
+def program(name):
+    data = np.fromfile(f"{name}.stablehlo", np.uint8).tobytes()
+    return jax.jit(export.deserialize(bytearray(data)).call)
+
+
+vectors = program("items")(weights)
+"""
+_ASK = """{ask}
+exclude = np.zeros((1, 1), np.int32)
+masks = np.ones((1, {columns}), bool)
+mask = np.zeros(1, np.int32){seen_made}
+recommend = program("recommend")
+items, scores = recommend(weights, vectors, {shown}, exclude, masks, mask{seen_given})
+ids = np.load("item_ids.npy")
+for item, score in zip(np.asarray(items)[0, :10], np.asarray(scores)[0, :10]):
+    print(ids[item], score)
+"""
+_CARD = """# Model card: {model}
+
+## What it is
+
+`{model}`, trained with `{objective}` and taken at step {step}: {numbers} numbers in {size} bytes.
+It recommends from {reads}, and nothing else about a person goes in. All settings are in
+`config.json`.
+
+## Data
+
+{events} events of {users} users with {items} items, split by `{split}`; fingerprint
+`{fingerprint}`.{sources}
+
+## Measured
+
+{measured}
+
+## Intended use
+
+Ordering this catalogue for people whose events look like those of the data: rows of
+recommendations, neighbours of an item, scores for a re-ranker. Metrics were computed offline,
+against what people did under the recommendations of their time. What a change does to people is for
+an online experiment to say.
+
+## Limits
+
+- {never} of {items} items have no training event, and items that came later are unknown. {unknown}
+- What was popular in the data is recommended more: see coverage, novelty and the groups above.
+- It learned from behaviour alone, with the biases in it, and knows nothing of rules, stock, age or
+  consent. Those are for masks around it.
+- Scores order the items of one request. They are no probabilities, and are not to be compared
+  between requests or models.
+"""
+
+
+def readme(manifest: Mapping[str, Any]) -> str:
+    """Returns README.md of an artefact."""
+    runs, shown = bool(manifest["programs"]), tuple(manifest["shown"])
+    there = {**_FILES, **(_OF_PROGRAMS if runs else {}), **(_OF_USERS if "users" in shown else {})}
+    rows = [f"| {name} | {what} |" for name, what in there.items()]
+    page = _README.format(title=manifest["model"], files="\n".join(rows), **manifest)
+    if runs:
+        fills = "short histories on the left" if "history" in shown else "short lists in `exclude`"
+        page += _RUN.format(script=script(manifest), fills=fills, **manifest)
+    return page + _WEIGHTS
+
+
+def script(manifest: Mapping[str, Any]) -> str:
+    """Returns a program of Python that recommends with an artefact and does not know jaxrec."""
+    shown = tuple(manifest["shown"])
+    newest = list(range(1, 1 + min(3, manifest["max_len"], manifest["num_items"])))
+    asks = {
+        "users": "users = np.array([1], np.int32)",
+        "history": f"history = np.array([{newest}], np.int32)  # oldest first",
+    }
+    with_history = "history" in shown
+    return _SCRIPT + _ASK.format(
+        ask="\n".join(asks[name] for name in shown),
+        columns=manifest["num_items"] + 1,
+        shown=", ".join(shown),
+        seen_made="\nmask_seen = np.ones(1, bool)" if with_history else "",
+        seen_given=", mask_seen" if with_history else "",
+    )
+
+
+def model_card(
+    manifest: Mapping[str, Any],
+    dataset: Dataset,
+    config: Any,
+    params: Params,
+    evaluations: Mapping[str, Evaluation],
+) -> str:
+    """Returns model_card.md of an artefact.
+
+    Args:
+      manifest: what the artefact's manifest says of the model.
+      dataset: what it was trained on.
+      config: the experiment's.
+      params: its parameters.
+      evaluations: by split.
+    """
+    leaves, about = jax.tree.leaves(params), dataset.manifest
+    histories = "history" in manifest["shown"]
+    return _CARD.format(
+        model=manifest["model"],
+        step=f"{manifest['step']:,}",
+        objective=type(config.objective).__name__,
+        numbers=f"{sum(leaf.size for leaf in leaves):,}",
+        size=f"{sum(leaf.size * leaf.dtype.itemsize for leaf in leaves):,}",
+        reads=f"the newest {manifest['max_len']} items of a history" if histories else "who asks",
+        events=f"{about.num_events:,}",
+        users=f"{about.num_users:,}",
+        items=f"{about.num_items:,}",
+        split=about.split.get("name"),
+        fingerprint=about.fingerprint[:12],
+        sources="".join(f"\n- `{s['name']}`, {s['bytes']:,} bytes" for s in about.sources),
+        measured=_measured(evaluations),
+        never=f"{int((dataset.item_counts[1:] == 0).sum()):,}",
+        unknown=(
+            "People of whom no event is known get no list of their own."
+            if histories
+            else "People who came later are unknown as well."
+        ),
+    )
+
+
+def _measured(evaluations: Mapping[str, Evaluation]) -> str:
+    if not evaluations:
+        return "Not measured when it was exported."
+    names = list(dict.fromkeys(name for e in evaluations.values() for name in e.metrics))
+    columns = cells(evaluations, names)
+    lines = [f"| metric | {' | '.join(evaluations)} |", "|---" * (len(columns) + 1) + "|"]
+    for i, name in enumerate(names):
+        values = (" ".join(filter(None, cells_of[i])) or "–" for _, cells_of in columns)
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    counts = " and ".join(f"{e.num_users:,} users ({name})" for name, e in evaluations.items())
+    text = f"Against the whole catalogue, for {counts}; in brackets 95% bootstrap intervals.\n\n"
+    text += "\n".join(lines)
+    last = list(evaluations.values())[-1]
+    groups = (
+        ("tenths of the items, the least popular first", last.by_popularity),
+        ("users by events in their history", last.by_history),
+    )
+    for title, found in groups:
+        text += _groups(f"Recall@{last.k} on the {last.split} split, {title}:", found)
+    return text
+
+
+def _groups(title: str, groups: Sequence[Group]) -> str:
+    if not groups:
+        return ""
+    return f"\n\n{title}\n\n| group | count | recall |\n|---|---|---|\n" + "\n".join(
+        f"| {group.name} | {group.count:,} | {group.recall:.4f} |"
+        for group in groups
+        if group.count
+    )
+
+
+def name_of(config: Any) -> str:
+    """Names a config and the models inside: "Quantized(sasrec)"."""
+    kind, inner = type(config), getattr(config, "model", None)
+    name = (
+        kind.__module__.rpartition(".")[2] if kind.__qualname__ == "Config" else kind.__qualname__
+    )
+    return name + (f"({name_of(inner)})" if inner is not None else "")

@@ -1,0 +1,186 @@
+"""Writing the artefact of a trained run."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+import jaxrec
+from jaxrec.config import to_dict
+from jaxrec.data.batches import fields_read
+from jaxrec.data.dataset import SPLITS, Dataset
+from jaxrec.data.store import appearing, write_json
+from jaxrec.evaluation import Evaluation
+from jaxrec.export.artefact import (
+    FORMAT,
+    MANIFEST,
+    NO_FLATBUFFERS,
+    WEIGHTS,
+    describe_file,
+    fingerprint_of,
+)
+from jaxrec.export.pages import model_card, name_of, readme
+from jaxrec.export.programs import Spec, by_name, make_programs
+from jaxrec.export.weights import write_weights
+from jaxrec.sharding import MeshConfig
+from jaxrec.training import Experiment, load_trained
+from jaxrec.training.trained import fetch
+from jaxrec.typing import Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What all formats are written from."""
+
+    experiment: Experiment
+    params: Params  # on one device
+    k: int
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return tuple(sorted(fields_read(self.experiment.config.data), reverse=True))
+
+
+def _write_weights(source: _Source, output: Path) -> dict[str, Any]:
+    write_weights(jax.device_get(by_name(source.params)), output / WEIGHTS)
+    return {}
+
+
+def _write_stablehlo(source: _Source, output: Path) -> dict[str, Any]:
+    config = source.experiment.config
+    spec = Spec(
+        model=source.experiment.model,
+        shown=source.shown,
+        num_items=source.experiment.dataset.num_items,
+        max_len=max_len_of(config.data),
+        k=source.k,
+        chunk=config.evaluation.item_chunk,
+    )
+    told = {}
+    for name, program in make_programs(spec, source.params).items():
+        file = f"{name}.stablehlo"
+        (output / file).write_bytes(program.data)
+        told[name] = {"file": file, "inputs": program.inputs, "outputs": program.outputs}
+    return {"programs": told}
+
+
+FORMATS: dict[str, Callable[[_Source, Path], dict[str, Any]]] = {
+    "safetensors": _write_weights,
+    "stablehlo": _write_stablehlo,
+}
+"""Writes the files of a format; returns what the manifest says of them."""
+
+
+def export_run(
+    workdir: str | Path,
+    dataset: Dataset,
+    output: str | Path,
+    *,
+    formats: Sequence[str] = ("stablehlo", "safetensors"),
+    k: int = 100,
+    step: int | None = None,
+    measure: bool = True,
+) -> dict[str, Any]:
+    """Makes the artefact of a run: a directory that appears whole or not at all.
+
+    The same parameters make the same bytes, however they were spread over devices.
+
+    Args:
+      workdir: the run's directory.
+      dataset: the dataset it was trained on.
+      output: the directory to make.
+      formats: of `FORMATS`. The weights are written in any case: programs read them.
+      k: how many items the programs return; no more than there are.
+      step: a checkpoint's step; None takes the best one.
+      measure: whether to measure the model for its card, which takes as long as an evaluation.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: for an output that exists, a format that does not, or a run that cannot be read.
+    """
+    output = Path(output)
+    check_request(output, formats, k)
+    experiment, params, step = load_trained(workdir, dataset, step=step)
+    # As if it had been trained on one device: where it was is no part of what it is.
+    config = dataclasses.replace(experiment.config, mesh=MeshConfig())
+    experiment = dataclasses.replace(experiment, config=config)
+    params = jax.tree.map(jnp.asarray, fetch(experiment, params))
+    source = _Source(experiment, params, min(k, dataset.num_items))
+    evaluations = _measure(experiment, params) if measure else {}
+    with appearing(output) as (new, _):
+        manifest: dict[str, Any] = {
+            "kind": "jaxrec artefact",
+            "format": FORMAT,
+            "jaxrec": jaxrec.__version__,
+            "jax": jax.__version__,
+            "model": name_of(config.model),
+            "step": step,
+            "shown": source.shown,
+            "num_items": dataset.num_items,
+            "num_users": dataset.num_users,
+            "max_len": max_len_of(config.data),
+            "k": source.k,
+            "metrics": {split: measured.metrics for split, measured in evaluations.items()},
+            "programs": {},
+        }
+        for name in FORMATS:  # in an order of ours
+            if name in formats or name == "safetensors":
+                manifest |= FORMATS[name](source, new)
+        _write_vocabulary(dataset.item_vocabulary, new, "item")
+        if "users" in source.shown:
+            _write_vocabulary(dataset.user_vocabulary, new, "user")
+        write_json(new / "config.json", to_dict(config))
+        card = model_card(manifest, dataset, config, params, evaluations)
+        (new / "model_card.md").write_text(card, encoding="utf-8")
+        (new / "README.md").write_text(readme(manifest), encoding="utf-8")
+        files = {file.name: describe_file(file) for file in sorted(new.iterdir())}
+        manifest["fingerprints"] = {
+            "items": dataset.manifest.item_fingerprint,
+            "users": dataset.manifest.user_fingerprint,
+            "data": dataset.manifest.fingerprint,
+            "weights": files[WEIGHTS]["sha256"],
+        }
+        manifest["files"] = files
+        manifest["fingerprint"] = fingerprint_of(manifest)
+        write_json(new / MANIFEST, manifest)
+    return manifest
+
+
+def check_request(output: Path, formats: Sequence[str], k: int) -> None:
+    """Raises UserError for what needs no look at the run to be refused."""
+    if output.is_symlink() or (output.exists() and (output.is_file() or any(output.iterdir()))):
+        raise UserError(f"{output} exists already. Choose another output.")
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"no format {name!r}. There are: {', '.join(FORMATS)}.")
+    if not formats:
+        raise UserError(f"say at least one format, of {', '.join(FORMATS)}.")
+    if "stablehlo" in formats and importlib.util.find_spec("flatbuffers") is None:
+        raise UserError(NO_FLATBUFFERS)
+    if k < 1:
+        raise UserError(f"k must be at least 1; got {k}.")
+
+
+def max_len_of(data: Any) -> int:
+    """Returns the longest history that models of a data config are shown, 0 without histories."""
+    return int(data.max_len) if "history" in fields_read(data) else 0
+
+
+def _measure(experiment: Experiment, params: Params) -> dict[str, Evaluation]:
+    counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
+    splits = (split for split in ("valid", "test") if counts[SPLITS[split]])
+    return {split: experiment.evaluate(params, split) for split in splits}
+
+
+def _write_vocabulary(vocabulary: pd.DataFrame, output: Path, what: str) -> None:
+    ids = np.array(["", *vocabulary["id"]], dtype=np.str_)
+    np.save(output / f"{what}_ids.npy", ids, allow_pickle=False)
+    vocabulary.to_parquet(output / f"{what}s.parquet", index=False)
