@@ -175,6 +175,9 @@ def _parse(text: str, hint: Any, path: str) -> Any:
     fitted = _fit(value, hint)
     if fitted is _MISFIT:
         fitted = _fit(text, hint)
+    if Ellipsis in typing.get_args(hint) and isinstance(value, str) and "," in value:
+        # Words side by side are no literal.
+        fitted = _fit([_literal(word.strip()) for word in value.split(",")], hint)
     if fitted is _MISFIT:
         raise UserError(f"config.{path} wants {_spell(hint)}; got {text!r}.")
     return fitted

@@ -12,6 +12,7 @@ from jaxrec.memory import keep_freed_memory
 from jaxrec.typing import Stopped, UserError
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_DIRECTORY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -52,6 +53,10 @@ def _guard(main: Callable[[], None], argv: list[str]) -> int:
             )
         if error.errno in _ACCESS:
             return _say(f"{error.strerror}{where}. Choose a place that you may use.")
+        if error.errno in _NO_DIRECTORY:
+            return _say(f"{error.strerror}{where}. Choose a directory.")
+        if error.errno is None and "requested and" in str(error):  # NumPy, of a write cut short
+            return _say(f"a file could not be written whole ({error}). Is the disk full?")
         raise
     return 0
 

@@ -10,10 +10,13 @@ and compression.html beside the model. The source is only read.
 """
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 from _main import run
 from _run import dataset_of
 from absl import flags
@@ -23,6 +26,7 @@ from jaxrec.compression.search import (
     Candidate,
     Source,
     candidates,
+    check_methods,
     choose,
     format_page,
     format_table,
@@ -31,6 +35,7 @@ from jaxrec.compression.search import (
     to_json,
 )
 from jaxrec.config import write_whole
+from jaxrec.data.dataset import fingerprint
 from jaxrec.training import load_trained, save_trained
 from jaxrec.typing import UserError
 
@@ -71,18 +76,28 @@ def main() -> None:
         raise UserError("say what to compress and where to: --workdir=DIR --output=DIR.")
     if (FLAGS.target_bytes is None) == (FLAGS.max_metric_drop is None):
         raise UserError("say what to aim for: either --target_bytes=N or --max_metric_drop=0.01.")
-    output, kept = Path(FLAGS.output), Path(FLAGS.output) / "work"
+    share, drop = FLAGS.training_share, FLAGS.max_metric_drop
+    if not 0 < share < math.inf or (drop is not None and not drop < math.inf):
+        raise UserError(
+            "--training_share must be above 0 and --max_metric_drop a share such as 0.01; got "
+            f"{share} and {drop}."
+        )
+    output, kept = Path(FLAGS.output), Path(FLAGS.output) / "compress_work"
     if (output / "checkpoints").exists():
         raise UserError(f"{output} holds a run already. Choose another --output.")
+    if output.exists() and not (output.is_dir() and set(output.iterdir()) <= {kept}):
+        raise UserError(f"{output} exists and is not empty. Choose another --output.")
     dataset = dataset_of(FLAGS.workdir, FLAGS.data)
     experiment, params, step = load_trained(FLAGS.workdir, dataset, step=FLAGS.step)
+    check_methods(experiment.config.model, FLAGS.methods)
     source, metric = Candidate("source", experiment, params), metric_of(experiment)
     made: dict[str, Candidate] = {source.name: source}
     first, per_user = measure(source, source, FLAGS.split)
     rows = [first]
-    # What was trained from another checkpoint, or for another time, is not gone on with.
-    work = kept / f"step_{step}_share_{FLAGS.training_share:g}"
-    what = Source(experiment, params, Path(FLAGS.workdir), work, FLAGS.training_share, FLAGS.quiet)
+    # What was trained from other parameters, or for another time, is not gone on with.
+    whose = fingerprint(*(np.asarray(leaf) for leaf in jax.tree.leaves(params)))
+    work = kept / f"{whose[:16]}_share_{share:g}"
+    what = Source(experiment, params, Path(FLAGS.workdir), work, share, FLAGS.quiet)
     _say(f"{metric} of {len(per_user):,} users of the {FLAGS.split} split")
     _say(f"source: {first.num_bytes:,} bytes, {first.metric:.4f}")
     for candidate in candidates(what, FLAGS.methods):

@@ -35,6 +35,7 @@ class Outer:
     name: str = "x"
     flag: bool = False
     sizes: tuple[int, ...] = (1, 2)
+    words: tuple[str, ...] = ()
     kind: Literal["none", "some", 3] = "some"
     limit: int | None = None
     label: str | None = None
@@ -67,6 +68,10 @@ class Required:
         ("sizes", "10", (10,)),
         ("sizes", "10,20,30", (10, 20, 30)),
         ("sizes", "[5]", (5,)),
+        ("words", "blocks/1", ("blocks/1",)),
+        ("words", "blocks/1,output_norm", ("blocks/1", "output_norm")),
+        ("words", "*/kernel, items", ("*/kernel", "items")),
+        ("words", "('a','b')", ("a", "b")),
         ("sizes", "()", ()),
         ("kind", "none", "none"),
         ("kind", "3", 3),

@@ -61,6 +61,8 @@ def _by_unit(values_of: Callable[[str], np.ndarray], axes: Axes) -> Scores:
     """Returns the sums of values of arrays by the units of each axis."""
     found: Scores = {}
     for path, of_array in axes.items():
+        if not any(axis is not None and axis.kind == "units" for axis in of_array):
+            continue  # such as a table
         values = values_of(path)
         for number, axis in enumerate(of_array):
             if axis is not None and axis.kind == "units":

@@ -4,7 +4,7 @@ import dataclasses
 import html
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxrec.evaluation.charts import line_chart
 from jaxrec.metrics import bootstrap_interval
 from jaxrec.objectives import BCE, BPR, FullSoftmax, InBatchSoftmax, SampledSoftmax
 from jaxrec.ops.topk import top_k_dot
+from jaxrec.optim import OptimizerConfig
 from jaxrec.paths import flatten
 from jaxrec.training import Experiment, ExperimentConfig, load_trained, train
 from jaxrec.typing import Params, UserError
@@ -31,6 +32,7 @@ BATCH_SIZES = (1, 32)  # whose latency is measured
 
 # How smaller models are taught; what was measured for it is in docs/compression.md.
 _TAUGHT, _AUGMENT, _LESS_DROPOUT = 0.5, 0.2, 0.2
+_OF_FINE_TUNING = ("l2_to_start", "layer_decay", "unfreeze_every")
 _RANKING = (FullSoftmax, SampledSoftmax, InBatchSoftmax, BCE, BPR)
 
 
@@ -100,11 +102,20 @@ class Source:
 
     @property
     def shorter(self) -> ExperimentConfig:
-        """The config with a training of `training_share` of its length."""
+        """The config with a training of `training_share` of its length, and of all parameters.
+
+        What a fine-tuned source did to stay near its own source has no part in it.
+        """
         config = self.experiment.config
+        plain = OptimizerConfig()
+        optimizer = dataclasses.replace(
+            config.optimizer,
+            **{name: getattr(plain, name) for name in _OF_FINE_TUNING},
+        )
+        config = dataclasses.replace(config, optimizer=optimizer)
         length = "steps" if config.training.steps else "epochs"
         value = max(1, round(getattr(config.training, length) * self.training_share))
-        training = dataclasses.replace(config.training, **{length: value})
+        training = dataclasses.replace(config.training, trained=(), **{length: value})
         return dataclasses.replace(config, training=training)
 
     @property
@@ -313,19 +324,32 @@ def serving_ms(candidate: Candidate, batch_size: int, *, k: int = 10, repeats: i
     return float(np.median([serve(batch) for batch in batches]))
 
 
-def candidates(source: Source, methods: Iterable[str]) -> Iterator[Candidate]:
+def check_methods(model: Any, methods: Sequence[str]) -> None:
+    """Refuses what `candidates` would refuse, before anything is measured or trained.
+
+    Raises:
+      UserError: for no method or one that is not among `METHODS`, a model that is quantised
+        already, or one that cannot be made smaller.
+    """
+    if not methods:
+        raise UserError(f"say at least one method. There are: {', '.join(METHODS)}.")
+    for name in methods:
+        if name not in METHODS:
+            raise UserError(f"no method {name!r}. There are: {', '.join(METHODS)}.")
+    if isinstance(model, Quantized):
+        raise UserError("the model is quantised already. Compress the run that it was made from.")
+    if {"prune", "distil"} & set(methods):
+        widths_of(model)
+
+
+def candidates(source: Source, methods: Sequence[str]) -> Iterator[Candidate]:
     """Gives the candidates of some methods, made one after the other.
 
     Raises:
-      UserError: for a method that is not among `METHODS`, or a source that is quantised already.
+      UserError: as `check_methods`.
     """
-    chosen = list(methods)
-    for name in chosen:
-        if name not in METHODS:
-            raise UserError(f"no method {name!r}. There are: {', '.join(METHODS)}.")
-    if isinstance(source.experiment.config.model, Quantized):
-        raise UserError("the model is quantised already. Compress the run that it was made from.")
-    for name in chosen:
+    check_methods(source.experiment.config.model, methods)
+    for name in methods:
         yield from METHODS[name](source)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxrec import config as configs
 from jaxrec.data.dataset import Dataset
 from jaxrec.typing import UserError
 
@@ -73,13 +74,14 @@ def write_content(
     matrix = content_matrix(dataset, columns, hashed_width=hashed_width)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    np.save(output / "content.npy", matrix)
+    with configs.whole_file(output / "content.npy") as partial, partial.open("wb") as file:
+        np.save(file, matrix)
     told = {
         "items": dataset.manifest.item_fingerprint,
         "columns": list(columns),
         "hashed_width": hashed_width,
     }
-    (output / "content.json").write_text(json.dumps(told, indent=2) + "\n")
+    configs.write_whole(output / "content.json", json.dumps(told, indent=2) + "\n")
 
 
 def read_content(directory: str | Path) -> tuple[np.ndarray, dict[str, Any]]:

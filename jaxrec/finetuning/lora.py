@@ -10,6 +10,7 @@ trunk_config, trunk = merge(config, params)  # a plain model again
 import dataclasses
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from jaxrec import config as configs
 from jaxrec.functional import Functional, functional_of, reparametrise
+from jaxrec.layers.embedding import CodedTable, look_up
 from jaxrec.models.wrapper import Wrapper
 from jaxrec.paths import divide, flatten, nest, select, unite
 from jaxrec.typing import Array, Batch, Params, UserError
@@ -55,6 +57,8 @@ class LoRA(Wrapper):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1; got {self.rank}.")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be above 0, to do something; got {self.alpha}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {self.dropout}.")
 
@@ -131,26 +135,26 @@ class _Adapted:
     """A matrix and what is added to it; as a `CodedTable`, only rows that are asked for are made.
 
     Attributes:
-      matrix: (V, D).
+      matrix: (V, D), coded or not.
       left: (V, rank).
       right: (rank, D).
       scale: of the product.
     """
 
-    matrix: jax.Array
+    matrix: jax.Array | CodedTable
     left: jax.Array
     right: jax.Array
     scale: float = dataclasses.field(metadata={"static": True})
 
     def rows(self, ids: Array) -> jax.Array:
         """Returns vectors of shape ids.shape + (D,)."""
-        matrix, left = (jnp.take(x, ids, axis=0, mode="clip") for x in (self.matrix, self.left))
-        return _Adapted(matrix, left, self.right, self.scale).whole()
+        left = jnp.take(self.left, ids, axis=0, mode="clip")
+        return _Adapted(look_up(self.matrix, ids), left, self.right, self.scale).whole()
 
     def whole(self) -> jax.Array:
         """Returns all rows, (V, D)."""
         change = jnp.dot(self.left, self.right, preferred_element_type=jnp.float32)
-        return self.matrix.astype(jnp.float32) + jnp.float32(self.scale) * change
+        return look_up(self.matrix).astype(jnp.float32) + jnp.float32(self.scale) * change
 
 
 def _names(path: str) -> tuple[str, str]:

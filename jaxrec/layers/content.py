@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec.layers.embedding import Embedding, Table
+from jaxrec.layers.embedding import Embedding, Table, look_up
 from jaxrec.typing import Array
 
 
@@ -47,12 +47,7 @@ class ContentEmbedding(nnx.Module):
 
     def __call__(self, ids: Array | None = None) -> jax.Array:
         """Returns float32 vectors of shape ids.shape + (dim,), or all of them without ids."""
-
-        def rows(table: Table) -> jax.Array:
-            # Widened before the lookup, so that gradients of an id that comes often add up.
-            whole = table[...].astype(jnp.float32)
-            return whole if ids is None else jnp.take(whole, ids, axis=0, mode="clip")
-
+        found = look_up(self.table.get_value(), ids)
         if not self.id_vectors:
-            return rows(self.table) @ self.projection[...]
-        return rows(self.table) + rows(self.table_content) @ self.projection[...]
+            return found @ self.projection[...]
+        return found + look_up(self.table_content.get_value(), ids) @ self.projection[...]

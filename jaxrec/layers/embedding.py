@@ -26,6 +26,16 @@ class CodedTable(Protocol):
         ...
 
 
+def look_up(table: jax.Array | CodedTable, ids: Array | None = None) -> jax.Array:
+    """Returns vectors of shape ids.shape + (dim,), or the whole table; see `Embedding`."""
+    if isinstance(table, CodedTable):
+        return table.whole() if ids is None else table.rows(ids)
+    if table.dtype == jnp.bfloat16:
+        # Before the lookup, for the gradient's sake. Compiled, it widens the rows asked for.
+        table = table.astype(jnp.float32)
+    return table if ids is None else jnp.take(table, ids, axis=0, mode="clip")
+
+
 class Embedding(nnx.Module):
     """A table of (num_rows + 1, dim); row i is the vector of index i, row 0 of padding.
 
@@ -49,10 +59,4 @@ class Embedding(nnx.Module):
         Those of a bfloat16 table are widened to float32, so that the gradients of an id that comes
         many times add up in float32.
         """
-        table = self.table.get_value()
-        if isinstance(table, CodedTable):
-            return table.whole() if ids is None else table.rows(ids)
-        if table.dtype == jnp.bfloat16:
-            # Before the lookup, for the gradient's sake. Compiled, it widens the rows asked for.
-            table = table.astype(jnp.float32)
-        return table if ids is None else jnp.take(table, ids, axis=0, mode="clip")
+        return look_up(self.table.get_value(), ids)

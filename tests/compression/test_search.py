@@ -27,6 +27,7 @@ from jaxrec.distillation import Distillation
 from jaxrec.evaluation import EvaluationConfig
 from jaxrec.models import matrix_factorization, sasrec
 from jaxrec.objectives import FullSoftmax, SampledSoftmax, SquaredError
+from jaxrec.optim import OptimizerConfig
 from jaxrec.training import Experiment, ExperimentConfig, TrainingConfig
 from jaxrec.typing import UserError
 
@@ -168,11 +169,13 @@ def test_smaller_models_are_taught_where_the_objective_ranks(
             data=Taught(data=SequenceData(max_len=4), labels="gone"),
             model=model,
             objective=Distillation(objective=objective),
-            training=TrainingConfig(steps=9),
+            training=TrainingConfig(steps=9, trained=("blocks",)),
+            optimizer=OptimizerConfig(l2_to_start=0.1, layer_decay=0.5, unfreeze_every=3),
         )
         experiment = Experiment.of(config, source.experiment.dataset)
         found = dataclasses.replace(what, experiment=experiment).taught.config
         assert found.data == SequenceData(max_len=4) and found.training.steps == 4
+        assert found.training.trained == () and found.optimizer == OptimizerConfig()
         assert found.objective == Distillation(
             objective=objective,
             teacher=str(tmp_path / "run"),

@@ -46,7 +46,7 @@ def test_the_smallest_that_loses_little_is_a_run_as_any_other(
     assert told["chosen"] == least["name"] and told["metric"] == "ndcg@10"
     assert [row["name"] for row in told["test"]] == ["source", least["name"]]
     assert "<svg" in (output / "compression.html").read_text()
-    assert not (output / "work").exists()
+    assert not (output / "compress_work").exists()
     assert contents(trained) == before
     shown = scripts.works("evaluate", f"--workdir={output}", "--nobaselines", "--k=10")
     assert f"{told['test'][1]['metric']:.4f}" in shown.splitlines()[-1]
@@ -67,5 +67,17 @@ def test_a_target_out_of_reach_and_other_mistakes_end_in_one_sentence(
     assert "either --target_bytes=N or --max_metric_drop" in scripts.fails("compress", *flags)
     said = scripts.fails("compress", *flags, "--target_bytes=100", "--methods=int2")
     assert "no method 'int2'. There are: int8, int4, pq, qat, prune, distil" in said
+    said = scripts.fails("compress", *flags, "--target_bytes=100", "--training_share=0")
+    assert "--training_share must be above 0" in said
+    assert "at least one method" in scripts.fails(
+        "compress", *flags, "--target_bytes=100", "--methods="
+    )
+    (tmp_path / "mine" / "compress_work").mkdir(parents=True)
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    said = scripts.fails(
+        "compress", flags[0], f"--output={tmp_path / 'mine'}", "--target_bytes=100"
+    )
+    assert f"{tmp_path / 'mine'} exists and is not empty" in said
+    assert (tmp_path / "mine" / "thesis.txt").exists()
     said = scripts.fails("compress", f"--workdir={tmp_path}", *flags[1:], "--target_bytes=100")
     assert "holds no run" in said
