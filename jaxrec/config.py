@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxrec.typing import UserError
 
 
@@ -85,6 +87,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    """Writes a .npy file that is there whole or not at all."""
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
 
 
 def load(path: str | Path) -> Any:

@@ -21,12 +21,7 @@ from _main import run
 from _run import dataset_of
 from absl import flags
 
-from jaxrec.compression.search import (
-    METHODS,
-    Candidate,
-    Source,
-    candidates,
-    check_methods,
+from jaxrec.compression.measuring import (
     choose,
     format_page,
     format_table,
@@ -34,6 +29,7 @@ from jaxrec.compression.search import (
     metric_of,
     to_json,
 )
+from jaxrec.compression.search import METHODS, Candidate, Source, candidates, check_methods
 from jaxrec.config import write_whole
 from jaxrec.data.dataset import fingerprint
 from jaxrec.training import load_trained, save_trained

@@ -74,8 +74,7 @@ def write_content(
     matrix = content_matrix(dataset, columns, hashed_width=hashed_width)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    with configs.whole_file(output / "content.npy") as partial, partial.open("wb") as file:
-        np.save(file, matrix)
+    configs.write_array(output / "content.npy", matrix)
     told = {
         "items": dataset.manifest.item_fingerprint,
         "columns": list(columns),

@@ -83,8 +83,7 @@ def write_labels(
             shard = np.arange(first, min(first + shard_events, len(events.items)))
             found = _label(shard, events, recommender, about["num_labels"], **kind)
             for file, array in zip(pair, found, strict=True):
-                with configs.whole_file(file) as partial, partial.open("wb") as opened:
-                    np.save(opened, array)
+                configs.write_array(file, array)
         if not quiet:
             print(f"labels: {number + 1:,} of {len(files[0]):,} files", file=sys.stderr, flush=True)
 

@@ -258,8 +258,7 @@ def _save_adapter(workdir: Path, dataset: Dataset) -> None:
 
 def _keep(path: Path, measured: np.ndarray) -> None:
     if is_first():
-        with configs.whole_file(path) as partial, partial.open("wb") as file:
-            np.save(file, measured)
+        configs.write_array(path, measured)
 
 
 def _kept(path: Path) -> np.ndarray | None:

@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 
 from jaxrec.compression import Quantized, num_bytes
-from jaxrec.compression.search import (
-    Candidate,
+from jaxrec.compression.measuring import (
     Measured,
-    Source,
-    candidates,
     choose,
     format_page,
     format_table,
     measure,
     pareto,
 )
+from jaxrec.compression.search import Candidate, Source, candidates
 from jaxrec.data import PairData, SequenceData, Taught
 from jaxrec.data.dataset import Dataset
 from jaxrec.distillation import Distillation

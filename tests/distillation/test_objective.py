@@ -69,16 +69,20 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
+def untaught(dataset: Dataset, weights: np.ndarray) -> tuple[Any, Params, Any]:
+    """A factorisation that has learned nothing, its parameters, and pairs with these weights."""
+    model = functional(FACTORS.fit(dataset.manifest).build)
+    batch = PairData().batches(dataset, 16, 0).batch(0)
+    return model, model.init(jax.random.key(1)), batch.replace(weights=weights)
+
+
 def test_loss_and_gradient_against_numpy(dataset: Dataset, factors: Path) -> None:
     objective = Distillation(
         objective=FullSoftmax(), teacher=str(factors), weight=0.3, temperature=2.0, top_k=5
     )
     experiment, taught, _ = load_trained(factors, dataset)
-    model = functional(FACTORS.fit(dataset.manifest).build)
-    params = model.init(jax.random.key(1))
-    batch = PairData().batches(dataset, 16, 0).batch(0)
     weights = np.where(np.arange(16) == 3, 0, 1 + np.arange(16) % 3).astype(np.float32)
-    batch = batch.replace(weights=weights)
+    model, params, batch = untaught(dataset, weights)
     statistics = objective.statistics(dataset)
 
     def total(params: Params) -> jax.Array:
@@ -127,11 +131,8 @@ def test_divergence_over_the_catalogue_against_numpy(dataset: Dataset, factors: 
         objective=FullSoftmax(), teacher=str(factors), weight=0.3, temperature=2.0, top_k=0
     )
     experiment, taught, _ = load_trained(factors, dataset)
-    model = functional(FACTORS.fit(dataset.manifest).build)
-    params = model.init(jax.random.key(1))
-    batch = PairData().batches(dataset, 16, 0).batch(0)
     weights = (np.arange(16) % 3).astype(np.float32)
-    batch = batch.replace(weights=weights)
+    model, params, batch = untaught(dataset, weights)
     drawn = objective.draw(batch, objective.statistics(dataset), jax.random.key(0))
     value, weight = objective.loss(model.bind(params), drawn, None)
     hard, _ = FullSoftmax().loss(model.bind(params), batch, None)
