@@ -1,0 +1,266 @@
+"""Which artefacts serve: loading them beside the ones that do, swapping, splitting the traffic.
+
+A deployment is data: one artefact, or a file that names two and how they share the traffic. When
+the file or an artefact changes, the new one is loaded, checked and compiled beside the old one,
+which answers until then, and stays when the new one is refused. The artefact that served last is
+kept, so that going back to it takes no time.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxrec.export import load_artefact
+from jaxrec.export.artefact import MANIFEST
+from jaxrec.export.golden import check_golden
+from jaxrec.serving.batching import Batcher
+from jaxrec.serving.catalogue import Catalogue
+from jaxrec.serving.engine import Engine, Sizes
+from jaxrec.typing import UserError
+
+log = logging.getLogger(__name__)
+
+type Role = Literal["primary", "candidate"]
+ROLES: tuple[Role, ...] = ("primary", "candidate")
+# Longer than any request may wait: who holds a model that was replaced is answered by then.
+_GRACE_S = 65.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Which artefacts serve.
+
+    Attributes:
+      primary: the artefact that answers.
+      candidate: one that is compared with it.
+      share: of users that the candidate answers, from 0 to 1. A user stays with one of them.
+      shadow: the candidate computes what the primary is asked, and its answers are compared and
+        thrown away.
+      experiment: names the comparison in responses and logs; another name splits users anew.
+    """
+
+    primary: Path
+    candidate: Path | None = None
+    share: float = 0.0
+    shadow: bool = False
+    experiment: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UserError(f"share is a part of users, from 0 to 1; got {self.share}.")
+        if self.candidate is None and (self.share or self.shadow):
+            raise UserError("share and shadow are about a candidate; name one, or leave them out.")
+
+
+def read_deployment(path: Path) -> Deployment:
+    """Reads a deployment from TOML; artefacts lie relative to the file.
+
+    Raises:
+      UserError: when it cannot be read, or a field is missing, unknown or of another type.
+    """
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no TOML ({error}).") from None
+    known: dict[str, type | tuple[type, ...]]
+    known = {"primary": str, "candidate": str, "share": (int, float), "shadow": bool}
+    known |= {"experiment": str}
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(f"{path} has a field {name!r}; there are {', '.join(known)}.")
+        if not isinstance(value, known[name]) or (name == "share" and isinstance(value, bool)):
+            raise UserError(f"{path}: {name} does not take {value!r}.")
+    if "primary" not in fields:
+        raise UserError(f'{path} must name the artefact that answers: primary = "DIR".')
+    for role in ROLES:
+        if role in fields:
+            fields[role] = path.parent / fields[role]
+    try:
+        return Deployment(**fields)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+class Model:
+    """A loaded artefact, and what answers with it."""
+
+    def __init__(self, engine: Engine, version: tuple[Any, ...]) -> None:
+        self.version = version
+        self.engine = engine
+        self.artefact = engine.artefact
+        self.catalogue = Catalogue(engine.artefact)
+        self.batcher: Batcher | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.artefact.manifest["model"])
+
+    @property
+    def fingerprint(self) -> str:
+        return self.artefact.fingerprint
+
+
+class Models:
+    """The models of a deployment. Belongs to one event loop, but for loading."""
+
+    def __init__(
+        self,
+        source: Path | Deployment,
+        *,
+        max_batch: int = 16,
+        make_batcher: Callable[[Engine], Batcher] = Batcher,
+        progress: Callable[[int, int], None] = lambda done, of: None,
+        on_change: Callable[[str, dict[Role, Model]], None] = lambda result, models: None,
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+          source: a deployment, or the file that holds one.
+          max_batch: how many queries run at once.
+          make_batcher: makes what an engine is run by.
+          progress: is told how many programs are compiled, of how many.
+          on_change: is told "swapped", "rolled_back" or "refused", and what serves now.
+        """
+        self._source = source
+        self._max_batch = max_batch
+        self._make_batcher = make_batcher
+        self._progress = progress
+        self._on_change = on_change
+        self._serving: dict[Role, Model] = {}
+        self._kept: Model | None = None
+        self._tried: tuple[Any, ...] | None = None
+        self._reloading = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.deployment: Deployment | None = None
+        self.refused: str | None = None
+
+    @property
+    def serving(self) -> dict[Role, Model]:
+        """What answers, by role."""
+        return self._serving
+
+    def choose(self, key: str, asked: Role | None = None) -> tuple[Role, Model]:
+        """Returns the model for a request.
+
+        Args:
+          key: names who is asking: the same key gets the same model throughout an experiment.
+          asked: the role that the request wants.
+
+        Raises:
+          UserError: when there is no such role now.
+        """
+        role = asked or "primary"
+        deployment = self.deployment
+        if asked is None and deployment and deployment.share and "candidate" in self._serving:
+            text = f"{deployment.experiment or ''}\0{key}".encode()
+            part = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) / 2**64
+            role = "candidate" if part < deployment.share else "primary"
+        if role not in self._serving:
+            raise UserError(f"no {role} model is served now.")
+        return role, self._serving[role]
+
+    async def refresh(self) -> bool:
+        """Looks at the deployment, and loads what changed; returns whether anything did.
+
+        What was refused is not tried again until it changes.
+
+        Raises:
+          UserError: when the deployment or an artefact is refused; what served before serves on.
+        """
+        async with self._reloading:
+            try:
+                deployment = self._read()
+                versions = self._versions(deployment)
+            except UserError as error:
+                self._refuse(("unread", str(error)), error)
+            state = (deployment, tuple(versions.items()))
+            if state == self._tried:
+                return False
+            try:
+                models = {role: await self._model(*entry) for role, entry in versions.items()}
+            except UserError as error:
+                self._refuse(state, error)
+            self._tried, self.refused = state, None
+            self._swap(deployment, models)
+            return True
+
+    def _refuse(self, state: tuple[Any, ...], error: UserError) -> None:
+        again, self._tried, self.refused = state == self._tried, state, str(error)
+        if not again:
+            self._on_change("refused", self._serving)
+        raise error
+
+    def _read(self) -> Deployment:
+        if isinstance(self._source, Deployment):
+            return self._source
+        return read_deployment(self._source)
+
+    def _versions(self, deployment: Deployment) -> dict[Role, tuple[Path, tuple[Any, ...]]]:
+        paths = {"primary": deployment.primary, "candidate": deployment.candidate}
+        return {role: _version(path) for role in ROLES if (path := paths[role]) is not None}
+
+    async def _model(self, path: Path, version: tuple[Any, ...]) -> Model:
+        for model in (*self._serving.values(), self._kept):
+            if model is not None and model.version == version:
+                return model
+        return await asyncio.to_thread(self._load, path, version)
+
+    def _load(self, path: Path, version: tuple[Any, ...]) -> Model:
+        artefact = load_artefact(path)
+        check_golden(artefact)
+        model = Model(Engine(artefact, Sizes.of(artefact, max_batch=self._max_batch)), version)
+        model.engine.warm_up(self._progress)
+        return model
+
+    def _swap(self, deployment: Deployment, models: dict[Role, Model]) -> None:
+        before, kept = self._serving, self._kept
+        for model in models.values():
+            if model.batcher is None:
+                model.batcher = self._make_batcher(model.engine)
+        self.deployment, self._serving = deployment, models
+        old = before.get("primary")
+        if old is not None and old not in models.values():
+            self._kept = old
+        elif kept in models.values():
+            self._kept = None
+        for model in {*before.values(), kept} - {*models.values(), self._kept, None}:
+            assert model is not None
+            self._close_later(model)
+        back = kept is not None and models["primary"] is kept
+        self._on_change("rolled_back" if back else "swapped", models)
+
+    def _close_later(self, model: Model) -> None:
+        async def close() -> None:
+            await asyncio.sleep(_GRACE_S)
+            if model.batcher:
+                await model.batcher.close()
+
+        task = asyncio.create_task(close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Answers what is waiting, and ends."""
+        for task in self._closing:
+            task.cancel()
+        models = [*self._serving.values(), *([self._kept] if self._kept else [])]
+        for model in models:
+            if model.batcher:
+                await model.batcher.close()
+
+
+def _version(path: Path) -> tuple[Path, tuple[Any, ...]]:
+    """Returns where an artefact lies, and what changes when another one lies there."""
+    file = path / MANIFEST
+    try:
+        real, status = path.resolve(), file.stat()
+    except OSError as error:
+        raise UserError(f"{path} is no artefact: {MANIFEST}: {error.strerror}.") from None
+    return path, (str(real), status.st_ino, status.st_mtime_ns, status.st_size)

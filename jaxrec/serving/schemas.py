@@ -1,0 +1,222 @@
+"""What requests and responses look like: types, limits and examples, for checks and for OpenAPI.
+
+Items and users are named by the ids that they had in the log.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_K = 1000
+MAX_ITEMS = 1000
+MAX_HISTORY = 10_000
+
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+Word = Annotated[str, Field(min_length=1, max_length=64)]
+Number = Annotated[int, Field(strict=True)] | Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Filters(_Request):
+    """Which items may be recommended to this one request, beside the rules of the service."""
+
+    allow: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="Only these items.", examples=[["4", "83"]]
+    )
+    deny: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
+        None, description="None of these items.", examples=[["171"]]
+    )
+    categories: Annotated[list[Id], Field(max_length=50)] | None = Field(
+        None, description="Only items of one of these categories.", examples=[["Comedy"]]
+    )
+
+
+class _Shown(_Request):
+    user: Id | None = Field(
+        None,
+        description="Whose stored history to use, and for models that know users, who is asking.",
+        examples=["196"],
+    )
+    history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] | None = Field(
+        None,
+        description="Item ids, oldest first; in place of the stored history of the user.",
+        examples=[["242", "302", "377"]],
+    )
+    variant: Literal["primary", "candidate"] | None = Field(
+        None, description="Which model answers; the traffic split decides when it is not said."
+    )
+    timeout_ms: int | None = Field(
+        None, ge=1, le=60_000, description="How long the request may wait for the model."
+    )
+
+
+class RecommendRequest(_Shown):
+    """Asks for the items that a user would choose next."""
+
+    k: int = Field(10, ge=1, le=MAX_K, description="How many; no more than the model returns.")
+    filters: Filters | None = None
+    context: Annotated[dict[Word, Id | bool | Number], Field(max_length=20)] | None = Field(
+        None, description="What conditions of rules look at.", examples=[{"country": "DE"}]
+    )
+    exclude_seen: bool = Field(True, description="Leave out what is in the history.")
+    explain: bool = Field(False, description="Say which item of the history is closest to each.")
+    fallback: Literal["none", "popular"] = Field(
+        "none", description="What to answer when nothing is known of the user: an error, or this."
+    )
+
+
+class ScoreRequest(_Shown):
+    """Asks for the scores of given items."""
+
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)] = Field(
+        description="Item ids.", examples=[["4", "83", "171"]]
+    )
+
+
+class SimilarRequest(_Request):
+    """Asks for the items most like one item."""
+
+    item: Id = Field(description="Item id.", examples=["242"])
+    k: int = Field(10, ge=1, le=MAX_K, description="How many; no more than the model returns.")
+    variant: Literal["primary", "candidate"] | None = None
+    timeout_ms: int | None = Field(None, ge=1, le=60_000)
+
+
+class EventIn(_Request):
+    """Something that a user did with an item."""
+
+    user: Id = Field(examples=["196"])
+    item: Id = Field(examples=["242"])
+    type: Word = Field("view", description="Any word, such as view, click, purchase.")
+    time: float | None = Field(
+        None,
+        ge=0,
+        lt=1e11,
+        allow_inf_nan=False,
+        description="Seconds since 1970; now when not said. Say it, and sending an event again "
+        "does not count it twice.",
+    )
+    request_id: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="The recommendation that led to it."
+    )
+
+
+class EventsRequest(_Request):
+    """Events to remember; each counts in the next request."""
+
+    events: Annotated[list[EventIn], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class Reason(BaseModel):
+    """Why an item is where it is."""
+
+    kind: Literal["rule", "history", "popular"]
+    name: str | None = Field(None, description="The rule, or the item of the history.")
+    text: str
+
+
+class ScoredItem(BaseModel):
+    """An item of a list."""
+
+    id: str
+    score: float
+    title: str | None = None
+    reasons: list[Reason] | None = None
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    name: str
+    fingerprint: str
+    variant: Literal["primary", "candidate"]
+
+
+class RecommendResponse(BaseModel):
+    """Items, best first."""
+
+    request_id: str = Field(examples=["03ff8831-9f86d081884c7d65"])
+    model: ModelName
+    experiment: str | None = None
+    items: list[ScoredItem]
+    unknown_items: list[str] = Field(description="Ids of the history that the model does not know.")
+    fallback: bool = Field(description="Whether this is what is popular, and not the model's.")
+
+
+class ItemScore(BaseModel):
+    """The score of an item; null when the model does not know it."""
+
+    id: str
+    score: float | None
+
+
+class ScoreResponse(BaseModel):
+    """Scores in the order of the request; higher is better, comparable within one response."""
+
+    request_id: str
+    model: ModelName
+    experiment: str | None = None
+    scores: list[ItemScore]
+    unknown_items: list[str]
+
+
+class SimilarResponse(BaseModel):
+    """Items by cosine similarity, best first."""
+
+    request_id: str
+    model: ModelName
+    items: list[ScoredItem]
+
+
+class EventsResponse(BaseModel):
+    """What was stored, durably."""
+
+    accepted: int
+    unknown_items: list[str] = Field(description="Stored as well, for models that will know them.")
+
+
+class ItemName(BaseModel):
+    """An item and what to call it."""
+
+    id: str
+    title: str | None = None
+
+
+class ItemsResponse(BaseModel):
+    """Items that match a search."""
+
+    items: list[ItemName]
+
+
+class UsersResponse(BaseModel):
+    """Users whose ids begin with what was asked."""
+
+    users: list[str]
+
+
+class FieldError(BaseModel):
+    """What is wrong with a field."""
+
+    path: str = Field(examples=["k"])
+    message: str = Field(examples=["Input should be greater than or equal to 1"])
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(examples=["invalid_request"])
+    message: str
+    fields: list[FieldError] = []
+
+
+class ErrorResponse(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorBody
+    request_id: str
+
+
+type Json = dict[str, Any]
