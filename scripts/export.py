@@ -4,7 +4,7 @@ python scripts/export.py --workdir=runs/a --output=artefacts/a
 
 The directory holds programs for CPU, CUDA and TPU, weights, ids and metadata of items, the config,
 a model card with measured metrics, and README.md, whose script runs it with jax and NumPy. Adapted,
-quantised and pruned models are exported as any other. docs/serving.md tells more.
+quantised and pruned models are exported as any other. docs/export.md tells more.
 """
 
 from pathlib import Path

@@ -4,5 +4,6 @@ Writing is in `jaxrec.export.run`, which reads runs; what is imported here only 
 """
 
 from jaxrec.export.artefact import Artefact, load_artefact
+from jaxrec.export.golden import check_golden
 
-__all__ = ["Artefact", "load_artefact"]
+__all__ = ["Artefact", "check_golden", "load_artefact"]

@@ -1,6 +1,6 @@
 """Artefacts: what an exported model holds, checked when it is opened, and its programs as methods.
 
-An artefact is a directory that `jaxrec.export.run` writes (docs/serving.md says what is in it). It
+An artefact is a directory that `jaxrec.export.run` writes (docs/export.md says what is in it). It
 is data: nothing in it is code of Python's, and nothing is unpickled.
 """
 
@@ -23,8 +23,9 @@ from jaxrec.typing import Array, UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+GOLDEN, SNAPSHOT, POPULARITY = "golden.json", "snapshot.json", "popularity.npy"
 NO_FLATBUFFERS = (
     "jax writes and reads programs with the package flatbuffers, which is not here. Install it: "
     "pip install 'jaxrec[export]'."
@@ -76,6 +77,21 @@ class Artefact:
     def user_ids(self) -> np.ndarray | None:
         """(num_users + 1,) text: the original ids of users; None if none are known."""
         return np.load(self.path / "user_ids.npy") if "users" in self.shown else None
+
+    @functools.cached_property
+    def popularity(self) -> np.ndarray:
+        """(num_items + 1,) int64: training events of each item."""
+        return np.load(self.path / POPULARITY)
+
+    @functools.cached_property
+    def golden(self) -> dict[str, Any]:
+        """Requests and what was answered when it was made; see `jaxrec.export.golden`."""
+        return json.loads((self.path / GOLDEN).read_text(encoding="utf-8"))
+
+    @functools.cached_property
+    def snapshot(self) -> dict[str, Any]:
+        """How training data and scores were spread; see `jaxrec.export.samples.snapshot_of`."""
+        return json.loads((self.path / SNAPSHOT).read_text(encoding="utf-8"))
 
     def items(self) -> "pd.DataFrame":
         """Returns what is known of items; row i belongs to item i + 1."""
@@ -211,6 +227,15 @@ def load_artefact(path: str | Path) -> Artefact:
         raise UserError(
             f"{path} has weights and no programs. Export it with --format=stablehlo to run it."
         )
+    return open_programs(path, manifest)
+
+
+def open_programs(path: Path, manifest: Mapping[str, Any]) -> Artefact:
+    """Opens an artefact whose files are known to be right, or that is still being written.
+
+    Raises:
+      UserError: when the programs were made for other versions of jax than are here.
+    """
     exported = {
         name: _deserialize(path / told["file"], manifest)
         for name, told in manifest["programs"].items()

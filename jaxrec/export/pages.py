@@ -25,9 +25,14 @@ _FILES = {
     "weights.safetensors": "all parameters, under the names of modules",
     "item_ids.npy": "row i is the original id of item i; item 0 is none",
     "items.parquet": "what is known of items; the first row is of item 1",
+    "popularity.npy": "row i is how many training events item i has",
     "config.json": "the experiment that made it",
 }
-_OF_PROGRAMS = {"*.stablehlo": "programs for CPU, CUDA and TPU, by `jax.export`"}
+_OF_PROGRAMS = {
+    "*.stablehlo": "programs for CPU, CUDA and TPU, by `jax.export`",
+    "golden.json": "requests, and what the programs answered when they were made",
+    "snapshot.json": "how training data and scores were spread, to tell drift by",
+}
 _OF_USERS = {"user_ids.npy, users.parquet": "the same of users"}
 _WEIGHTS = """## The weights
 

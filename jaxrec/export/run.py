@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,19 @@ from jaxrec.data.store import appearing, write_json
 from jaxrec.evaluation import Evaluation
 from jaxrec.export.artefact import (
     FORMAT,
+    GOLDEN,
     MANIFEST,
     NO_FLATBUFFERS,
+    POPULARITY,
+    SNAPSHOT,
     WEIGHTS,
     describe_file,
     fingerprint_of,
+    open_programs,
 )
 from jaxrec.export.pages import model_card, name_of, readme
 from jaxrec.export.programs import Spec, by_name, make_programs
+from jaxrec.export.samples import answers_of, golden_of, snapshot_of
 from jaxrec.export.weights import write_weights
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import Experiment, load_trained
@@ -137,6 +143,9 @@ def export_run(
         _write_vocabulary(dataset.item_vocabulary, new, "item")
         if "users" in source.shown:
             _write_vocabulary(dataset.user_vocabulary, new, "user")
+        np.save(new / POPULARITY, dataset.item_counts, allow_pickle=False)
+        if manifest["programs"]:
+            _write_samples(manifest, dataset, new)
         write_json(new / "config.json", to_dict(config))
         card = model_card(manifest, dataset, config, params, evaluations)
         (new / "model_card.md").write_text(card, encoding="utf-8")
@@ -178,6 +187,15 @@ def _measure(experiment: Experiment, params: Params) -> dict[str, Evaluation]:
     counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
     splits = (split for split in ("valid", "test") if counts[SPLITS[split]])
     return {split: experiment.evaluate(params, split) for split in splits}
+
+
+def _write_samples(manifest: dict[str, Any], dataset: Dataset, output: Path) -> None:
+    """Writes what the programs answer, as the files say them and not as they were traced."""
+    artefact = open_programs(output, manifest)
+    answers = answers_of(artefact, dataset)
+    golden, snapshot = golden_of(artefact, answers), snapshot_of(answers, dataset.item_counts)
+    (output / GOLDEN).write_text(json.dumps(golden) + "\n", encoding="utf-8")
+    (output / SNAPSHOT).write_text(json.dumps(snapshot) + "\n", encoding="utf-8")
 
 
 def _write_vocabulary(vocabulary: pd.DataFrame, output: Path, what: str) -> None:

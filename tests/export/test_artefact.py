@@ -135,10 +135,10 @@ def test_what_is_not_an_artefact_of_this_version_is_refused(copy: Path, tmp_path
     for path in (tmp_path / "nothing", tmp_path, copy / "README.md"):
         with pytest.raises(UserError, match="is no artefact.*Make one with scripts/export.py"):
             load_artefact(path)
-    rewrite_manifest(copy, format=2, jaxrec="9.0")
-    with pytest.raises(UserError, match=r"format 2, by jaxrec 9.0; this version reads format 1"):
+    rewrite_manifest(copy, format=9, jaxrec="9.0")
+    with pytest.raises(UserError, match=r"format 9, by jaxrec 9.0; this version reads format 2"):
         load_artefact(copy)
-    rewrite_manifest(copy, format=1, kind="dataset")
+    rewrite_manifest(copy, format=2, kind="dataset")
     with pytest.raises(UserError, match="manifest.json is of something else"):
         load_artefact(copy)
 

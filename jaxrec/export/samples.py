@@ -1,0 +1,147 @@
+"""What an artefact says of what it was made for: golden requests, and a snapshot for drift."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.data.dataset import TRAIN, Dataset
+from jaxrec.export.artefact import Artefact
+from jaxrec.typing import UserError
+
+GOLDEN = 16
+_SAMPLED = 32 * GOLDEN  # users that a snapshot is made of
+_EXCLUDED = 64  # newest items that a model of users, which sees no history, is told to leave out
+_BINS, _KEPT, _TOP = 10, 512, 10
+_TOLERANCE = {jnp.dtype("float32"): 1e-4}
+_COARSE = 2e-2  # vectors of half precision are rounded as the shape of a product decides
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Some users, and what an artefact recommends to them.
+
+    Attributes:
+      histories: training events of each user, oldest first.
+      shown: what the model is shown, by name, one row a user.
+      exclude: (n, e) int32.
+      items, scores: (n, k), as `recommend` returns them.
+    """
+
+    histories: list[np.ndarray]
+    shown: dict[str, np.ndarray]
+    exclude: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+
+
+def answers_of(artefact: Artefact, dataset: Dataset) -> Answers:
+    """Asks for users of the training split, in batches of one shape.
+
+    Raises:
+      UserError: when there is no training event.
+    """
+    users, histories = _users_of(dataset)
+    knows_history = "history" in artefact.shown
+    exclude = _newest(histories, _EXCLUDED)
+    if knows_history:  # which `mask_seen` leaves out
+        exclude = np.zeros((len(users), 1), np.int32)
+    shown = {"users": users}
+    if knows_history:
+        shown |= {"history": _newest(histories, artefact.manifest["max_len"])}
+    shown = {name: shown[name] for name in artefact.shown}
+    found = []
+    for start in range(0, len(users), GOLDEN):
+        rows = slice(start, start + GOLDEN)
+        part = {name: value[rows] for name, value in shown.items()}
+        found.append(artefact.recommend(**part, exclude=exclude[rows]))
+    items, scores = (
+        np.concatenate([np.asarray(x) for x in parts]) for parts in zip(*found, strict=True)
+    )
+    return Answers(histories, shown, exclude, items, scores)
+
+
+def golden_of(artefact: Artefact, answers: Answers) -> dict[str, Any]:
+    """Returns the content of golden.json; see `jaxrec.export.golden`."""
+    items, scores = answers.items[:GOLDEN], answers.scores[:GOLDEN]
+    return {
+        "shown": {name: value[:GOLDEN].tolist() for name, value in answers.shown.items()},
+        "exclude": answers.exclude[:GOLDEN].tolist(),
+        "items": [row[row > 0].tolist() for row in items],
+        "scores": [_plain(values[row > 0]) for row, values in zip(items, scores, strict=True)],
+        "tolerance": _TOLERANCE.get(artefact.vectors.dtype, _COARSE),
+    }
+
+
+def snapshot_of(answers: Answers, popularity: np.ndarray) -> dict[str, Any]:
+    """Returns the content of snapshot.json: how requests and answers were spread.
+
+    Each feature has ascending `edges`, the `shares` of values in the bins before, between and after
+    them (a bin holds its lower edge), and a sorted `sample`.
+
+    history_length: events of a user. top_score: of the first item. mean_score: of the first 10.
+    popularity: log(1 + training events) of the first 10 items. unknown_share: of the ids of a
+    request, those that are not in the catalogue.
+    """
+    items, scores = answers.items[:, :_TOP], answers.scores[:, :_TOP]
+    there = items > 0
+    counted = np.maximum(there.sum(axis=1), 1)
+    some = there.any(axis=1)
+    means = np.where(there, scores, 0.0).sum(axis=1) / counted
+    return {
+        "requests": len(answers.histories),
+        "features": {
+            "history_length": _spread(len(history) for history in answers.histories),
+            "top_score": _spread(scores[some, 0]),
+            "mean_score": _spread(means[some]),
+            "popularity": _spread(np.log1p(popularity[items[there]])),
+            "unknown_share": {"edges": [0.01, 0.1], "shares": [1.0, 0.0, 0.0], "sample": [0.0]},
+        },
+    }
+
+
+def _users_of(dataset: Dataset) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns users in an order that depends on their number alone, and their training events."""
+    users: list[int] = []
+    histories: list[np.ndarray] = []
+    for user in np.random.default_rng(0).permutation(dataset.num_users) + 1:
+        where = slice(dataset.offsets[user], dataset.offsets[user + 1])
+        history = np.asarray(dataset.items[where])[np.asarray(dataset.split[where]) == TRAIN]
+        if len(history):
+            users.append(int(user))
+            histories.append(history)
+        if len(users) == _SAMPLED:
+            break
+    if not users:
+        raise UserError("the dataset has no training event, so nobody can be asked for.")
+    while len(users) % GOLDEN:  # so that batches have one shape
+        users.append(users[len(users) % GOLDEN - 1])
+        histories.append(histories[len(histories) % GOLDEN - 1])
+    return np.array(users, np.int32), histories
+
+
+def _newest(histories: list[np.ndarray], columns: int) -> np.ndarray:
+    """Returns (n, columns) int32, aligned to the right, 0 before what is there."""
+    rows = np.zeros((len(histories), columns), np.int32)
+    for row, history in zip(rows, histories, strict=True):
+        newest = history[-columns:]
+        row[columns - len(newest) :] = newest
+    return rows
+
+
+def _spread(values: Iterable[float]) -> dict[str, list[float]]:
+    ordered = np.sort(np.fromiter(values, np.float64))
+    if not len(ordered):
+        return {"edges": [], "shares": [1.0], "sample": []}
+    edges = np.unique(_plain(np.quantile(ordered, np.arange(1, _BINS) / _BINS)))
+    bins = np.searchsorted(edges, ordered, side="right")
+    shares = np.bincount(bins, minlength=len(edges) + 1) / len(ordered)
+    sample = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), _KEPT)).round().astype(int)]
+    return {"edges": edges.tolist(), "shares": _plain(shares), "sample": _plain(sample)}
+
+
+def _plain(values: np.ndarray) -> list[float]:
+    """Returns numbers with as many digits as mean something."""
+    return [float(f"{value:.7g}") for value in values]
