@@ -9,13 +9,25 @@ from jaxrec.export import Artefact
 
 
 class Catalogue:
-    """Ids, titles and vectors of items, on the host."""
+    """Ids, titles and vectors of items, on the host.
+
+    Attributes:
+      ids: the id of each index; "" at 0.
+      counts: (num_items + 1,) int64, training events of each item.
+      popular: (num_items,) int32, all items, those with most training events first.
+    """
 
     def __init__(self, artefact: Artefact) -> None:
         self.artefact = artefact
         self.ids: list[str] = artefact.item_ids.tolist()
         self._index = {text: index for index, text in enumerate(self.ids)}
         self._titles = _titles(artefact)
+        users = [] if artefact.user_ids is None else artefact.user_ids.tolist()
+        self._users = {text: index for index, text in enumerate(users)}
+        # Most popular first, by training events. Read now: another artefact may come to lie there.
+        self.counts: np.ndarray = artefact.popularity
+        order = np.argsort(-self.counts[1:], kind="stable") + 1
+        self.popular: np.ndarray = order.astype(np.int32)
 
     @property
     def num_items(self) -> int:
@@ -31,6 +43,10 @@ class Catalogue:
             else:
                 unknown.append(text)
         return np.array(found, np.int32), unknown
+
+    def user(self, text: str | None) -> int:
+        """Returns the index of a user that the model knows, or 0."""
+        return self._users.get(text, 0) if text else 0
 
     def title(self, index: int) -> str | None:
         """Returns what to call an item; None where the catalogue has no titles."""
@@ -51,12 +67,6 @@ class Catalogue:
     def _searched(self) -> list[str]:
         titles = self._titles or self.ids
         return [f"{text} {title}".casefold() for text, title in zip(self.ids, titles, strict=True)]
-
-    @functools.cached_property
-    def popular(self) -> np.ndarray:
-        """(num_items,) int32, the items by training events, most first."""
-        counts = self.artefact.popularity[1:]
-        return (np.argsort(-counts, kind="stable") + 1).astype(np.int32)
 
     def units(self, items: np.ndarray) -> np.ndarray:
         """Returns (n, dim) float32 item vectors of length 1, 0 for a vector without length."""

@@ -230,8 +230,7 @@ class Models:
             self._kept = old
         elif kept in models.values():
             self._kept = None
-        for model in {*before.values(), kept} - {*models.values(), self._kept, None}:
-            assert model is not None
+        for model in {*before.values(), *([kept] if kept else [])} - {*models.values(), self._kept}:
             self._close_later(model)
         back = kept is not None and models["primary"] is kept
         self._on_change("rolled_back" if back else "swapped", models)

@@ -1,0 +1,246 @@
+"""What happens to every HTTP request before and after its route: limits, keys, measures, the log.
+
+Requests are refused here before anything is read or parsed where that is possible, since under
+overload a refusal must cost less than an answer.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pydantic_core
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxrec.serving.audit import Audit
+from jaxrec.serving.keys import Key, Keys
+from jaxrec.serving.limits import Limits
+from jaxrec.serving.metrics import Metrics
+from jaxrec.serving.service import Refusal
+
+log = logging.getLogger(__name__)
+
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Limits of requests.
+
+    Attributes:
+      max_body: bytes of a body.
+      body_timeout_s: seconds in which a body must have come.
+      max_lag_s: seconds that the event loop may be behind; above it, new requests are refused.
+    """
+
+    max_body: int = 1 << 20
+    body_timeout_s: float = 10.0
+    max_lag_s: float = 0.25
+
+
+class Gate:
+    """ASGI middleware around all routes.
+
+    A route finds the whole body in `scope["state"]["body"]`, and leaves what the audit log shall
+    say in `scope["state"]["note"]`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        config: GateConfig,
+        scopes: Mapping[str, str],
+        metrics: Metrics,
+        audit: Audit | None,
+        keys: Callable[[], Keys | None],
+        limits: Limits | None,
+        health: "Health",
+    ) -> None:
+        """Wraps an application.
+
+        Args:
+          app: what answers.
+          config: limits.
+          scopes: the scope that a key must have for a path, by the beginning of paths, longest
+            first; "" needs none.
+          metrics: what counts.
+          audit: the log, or none.
+          keys: returns the keys that hold now; None lets everybody in.
+          limits: how often a key, or an address, may ask; None does not limit.
+          health: whether the server is behind, or about to end.
+        """
+        self._app, self._config, self._scopes = app, config, scopes
+        self._metrics, self._audit, self._keys = metrics, audit, keys
+        self._limits, self._health = limits, health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        state: dict[str, Any] = scope.setdefault("state", {})
+        status, begun = 500, False
+
+        async def answer(message: Message) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                status, begun = message["status"], True
+                if self._health.draining:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        try:
+            body = await self._admit(scope, receive)
+            if body is None:  # the client has gone
+                status = 499
+            else:
+                state["body"] = body
+                await self._app(scope, _told_once(body, receive), answer)
+        except Refusal as refusal:
+            await _refuse(answer, state, refusal)
+        except Exception:
+            log.exception("a request failed")
+            if not begun:
+                refusal = Refusal(500, "internal", "the server failed; its log says why.")
+                await _refuse(answer, state, refusal)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", None) or "other"
+            self._metrics.request(route, status, seconds)
+            if self._audit is not None and route.startswith("/v"):
+                self._audit.write(
+                    route=route, status=status, latency=seconds, **state.get("note", {})
+                )
+
+    async def _admit(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Returns the body of a request that may go on. Raises Refusal."""
+        path = scope["path"]
+        wanted = next((needs for start, needs in self._scopes.items() if path.startswith(start)), "")
+        if wanted and self._health.lag > self._config.max_lag_s:
+            self._metrics.rejected("overloaded")
+            raise Refusal(503, "overloaded", "the server is behind; try again.", retry_after=1)
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        if wanted:
+            self._limit(scope, self._check_key(headers, wanted))
+        length = _header(headers, b"content-length")
+        if length is None and _header(headers, b"transfer-encoding") is None:
+            return b""
+        if length is not None and int(length) > self._config.max_body:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._config.body_timeout_s):
+                return await self._read(receive)
+        except TimeoutError:
+            raise Refusal(408, "slow_body", "the body did not come in time.") from None
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._config.max_body:
+                raise self._too_large()
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _too_large(self) -> Refusal:
+        most = self._config.max_body
+        return Refusal(413, "too_large", f"a body has at most {most:,} bytes.")
+
+    def _check_key(self, headers: Sequence[tuple[bytes, bytes]], wanted: str) -> Key | None:
+        keys = self._keys()
+        if keys is None:
+            return None
+        given = _header(headers, b"x-api-key")
+        if given is None:
+            scheme, _, given = (_header(headers, b"authorization") or b"").partition(b" ")
+            given = given if scheme.lower() == b"bearer" else b""
+        key = keys.find(given.decode("latin-1")) if given else None
+        if key is None:
+            self._metrics.rejected("unauthorized")
+            raise Refusal(401, "unauthorized", "send a key as X-API-Key or Authorization: Bearer.")
+        if wanted not in key.scopes:
+            self._metrics.rejected("forbidden")
+            raise Refusal(403, "forbidden", f"this key has not the scope {wanted!r}.")
+        return key
+
+    def _limit(self, scope: Scope, key: Key | None) -> None:
+        if self._limits is None:
+            return
+        client = scope.get("client")
+        who = f"key {key.name}" if key else f"address {client[0] if client else ''}"
+        wait = self._limits.take(who, time.monotonic(), rate=key.rate if key else None)
+        if wait > 0:
+            self._metrics.rejected("rate_limited")
+            raise Refusal(
+                429, "rate_limited", "too many requests; slow down.", retry_after=int(wait) + 1
+            )
+
+
+class Health:
+    """Whether the event loop keeps up, and whether the server is about to end.
+
+    Attributes:
+      lag: seconds by which the loop was late when it was last looked at.
+      draining: the server answers what it has, and takes no more soon.
+    """
+
+    def __init__(self) -> None:
+        self.lag = 0.0
+        self.draining = False
+
+    async def watch(self, every_s: float = 0.02) -> None:
+        """Measures the lag, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + every_s
+            await asyncio.sleep(every_s)
+            self.lag = loop.time() - due
+
+
+def error_body(state: Mapping[str, Any], refusal: Refusal) -> bytes:
+    """Returns the body of every error."""
+    error = {"code": refusal.code, "message": refusal.message, "fields": list(refusal.fields)}
+    request_id = state.get("note", {}).get("request_id") or f"00000000-{secrets.token_hex(8)}"
+    return pydantic_core.to_json({"error": error, "request_id": request_id})
+
+
+async def _refuse(send: Send, state: Mapping[str, Any], refusal: Refusal) -> None:
+    body = error_body(state, refusal)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if refusal.retry_after is not None:
+        headers.append((b"retry-after", str(refusal.retry_after).encode()))
+    if refusal.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refusal.status in (408, 413):  # the rest of the body is not read
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _told_once(body: bytes, receive: Receive) -> Receive:
+    """Returns a `receive` that gives the body that was read, and then what else comes."""
+    told = False
+
+    async def again() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    return next((value for key, value in headers if key == name), None)

@@ -1,0 +1,402 @@
+"""What the service does for each request, whatever protocol it came by."""
+
+import asyncio
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrec.serving.batching import Batcher, DeadlineExceeded, Overloaded, Timed
+from jaxrec.serving.deployment import Model, Models, Role
+from jaxrec.serving.engine import Query
+from jaxrec.serving.metrics import Metrics
+from jaxrec.serving.rules import Candidates, Filters, Ranked
+from jaxrec.serving.schemas import (
+    EventsRequest,
+    RecommendRequest,
+    ScoreRequest,
+    SimilarRequest,
+)
+from jaxrec.serving.state import Event, State, StateUnavailable
+from jaxrec.typing import UserError
+
+_MOST_EXCLUDED = 1024
+_SHADOWS = 256
+_NO_FILTERS = Filters()
+
+
+class Refusal(Exception):
+    """A request that is not answered: an HTTP status, a code, and a sentence for its sender."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        fields: Sequence[Mapping[str, str]] = (),
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.fields, self.retry_after = fields, retry_after
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """A response's body, and what the audit log says of it."""
+
+    body: dict[str, Any]
+    note: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Known:
+    """What a model knows of who is asking.
+
+    Attributes:
+      history: (n,) int32 items, oldest first, all of them.
+      unknown: ids of the history that the model does not know.
+      user: index of the user, for models that know users; else 0.
+    """
+
+    history: np.ndarray
+    unknown: list[str]
+    user: int
+
+
+class Service:
+    """The models, the state and the measures of one server."""
+
+    def __init__(
+        self, models: Models, state: State, metrics: Metrics, *, timeout_s: float = 1.0
+    ) -> None:
+        """Answers with what serves at the time of each request.
+
+        Args:
+          models: what answers.
+          state: what users did.
+          metrics: what counts.
+          timeout_s: how long a request waits for the model unless it says.
+        """
+        self.models, self.state, self.metrics = models, state, metrics
+        self._timeout_s = timeout_s
+        self._shadows: set[asyncio.Task[None]] = set()
+
+    async def recommend(self, ask: RecommendRequest) -> Reply:
+        """Recommends items. Raises Refusal."""
+        role, model = self._choose(ask.user or "\0".join(ask.history or ()), ask.variant)
+        if ask.k > model.artefact.manifest["k"]:
+            raise _too_many(ask.k, model)
+        known = await self._known(model, ask.user, ask.history)
+        # Time of day decides what is fresh; all steps of a request see the same.
+        now, context = time.time(), ask.context or {}
+        filters = _NO_FILTERS
+        if ask.filters:
+            filters = Filters(**{name: getattr(ask.filters, name) for name in _FILTERS})
+        allowed, make_allowed = model.rules.mask(filters, context, now)
+        fallback = False
+        if _answerable(model, known):
+            query = _query(model, known, ask.exclude_seen, allowed, make_allowed)
+            timed = await self._compute(model, query, ask.timeout_ms)
+            count = int(np.count_nonzero(timed.answer.items))
+            candidates = Candidates(
+                items=timed.answer.items[:count],
+                scores=timed.answer.scores[:count],
+                vectors=model.catalogue.units,
+            )
+            model.served.answered(
+                history_length=len(known.history),
+                unknown_share=len(known.unknown) / max(1, len(known.unknown) + len(known.history)),
+                items=candidates.items,
+                scores=candidates.scores,
+            )
+            if role == "primary":
+                self._shadow(ask, query.mask_seen, candidates.items[: ask.k], model)
+        elif ask.fallback == "popular":
+            fallback = True
+            seen = known.history if ask.exclude_seen else known.history[:0]
+            candidates = _popular(model, seen, make_allowed if allowed is not None else None)
+        else:
+            raise _unknown(ask.user, ask.history)
+        started = time.perf_counter()
+        ranked = model.rules.rerank(candidates, ask.k, context, now)
+        body = self._head(role, model)
+        body["items"] = _items(model, ranked, known.history if ask.explain else None, fallback)
+        body["unknown_items"] = known.unknown
+        body["fallback"] = fallback
+        if ranked:
+            model.served.gave(np.array([one.item for one in ranked], np.int32))
+        self.metrics.impression(model.served, body["experiment"])
+        self.metrics.stage("rules", time.perf_counter() - started)
+        applied = sorted({reason.name for one in ranked for reason in one.reasons if reason.name})
+        note = _note(body, user=ask.user, k=ask.k, num_items=len(ranked))
+        return Reply(body, {**note, "rules": model.rules.version, "rules_applied": applied})
+
+    async def score(self, ask: ScoreRequest) -> Reply:
+        """Scores items. Raises Refusal."""
+        role, model = self._choose(ask.user or "\0".join(ask.history or ()), ask.variant)
+        known = await self._known(model, ask.user, ask.history)
+        if not _answerable(model, known):
+            raise _unknown(ask.user, ask.history)
+        found = {id: n for n, id in enumerate(ask.items)}
+        items, unknown = model.catalogue.indices(found)
+        self.metrics.ids("item", len(found), len(unknown))
+        of: dict[str, float] = {}
+        if len(items):
+            query = Query("score", history=_newest(model, known.history), user=known.user)
+            query = query._replace(items=items)
+            timed = await self._compute(model, query, ask.timeout_ms)
+            ids = model.catalogue.ids
+            scores = timed.answer.scores.tolist()
+            of = {ids[n]: score for n, score in zip(items.tolist(), scores, strict=True)}
+        body = self._head(role, model)
+        body["scores"] = [{"id": id, "score": of.get(id)} for id in ask.items]
+        body["unknown_items"] = known.unknown
+        return Reply(body, _note(body, user=ask.user, num_items=len(ask.items)))
+
+    async def similar(self, ask: SimilarRequest) -> Reply:
+        """Finds the items most like one. Raises Refusal."""
+        role, model = self._choose(ask.item, ask.variant)
+        if ask.k > model.artefact.manifest["k"]:
+            raise _too_many(ask.k, model)
+        items, unknown = model.catalogue.indices([ask.item])
+        self.metrics.ids("item", 1, len(unknown))
+        if unknown:
+            raise Refusal(404, "unknown_item", f"the model does not know the item {ask.item!r}.")
+        timed = await self._compute(model, Query("similar", items=items), ask.timeout_ms)
+        body = self._head(role, model)
+        pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
+        body["items"] = [_item(model, n, score) for n, score in pairs if n][: ask.k]
+        return Reply(body, _note(body, k=ask.k, num_items=len(body["items"])))
+
+    async def add(self, ask: EventsRequest) -> Reply:
+        """Stores events; when it returns they are durable. Raises Refusal."""
+        now = time.time()
+        try:
+            events = [
+                Event(e.user, e.item, now if e.time is None else e.time, e.type) for e in ask.events
+            ]
+        except UserError as error:
+            raise Refusal(422, "invalid_request", str(error)) from None
+        started = time.perf_counter()
+        try:
+            await self.state.add(events)
+        except StateUnavailable as error:
+            raise _no_state(error) from None
+        self.metrics.stage("state", time.perf_counter() - started)
+        for event in ask.events:
+            if event.request_id:
+                self.metrics.feedback(event.request_id[:8], event.type)
+        _, model = self.models.choose("", "primary")
+        _, unknown = model.catalogue.indices(event.item for event in events)
+        self.metrics.ids("item", len(events), len(unknown))
+        body = {"accepted": len(events), "unknown_items": unknown}
+        return Reply(body, {"num_items": len(events)})
+
+    def _choose(self, key: str, asked: Role | None) -> tuple[Role, Model]:
+        try:
+            return self.models.choose(key, asked)
+        except UserError as error:
+            raise Refusal(404, "no_such_model", str(error)) from None
+
+    async def _known(
+        self, model: Model, user: str | None, history: Sequence[str] | None
+    ) -> _Known:
+        if user is None and history is None:
+            raise Refusal(422, "invalid_request", "say whose items these are: user or history.")
+        ids = history
+        if ids is None and user is not None:
+            started = time.perf_counter()
+            try:
+                ids = await self.state.history(user)
+            except StateUnavailable as error:
+                raise _no_state(error) from None
+            self.metrics.stage("state", time.perf_counter() - started)
+        items, unknown = model.catalogue.indices(ids or ())
+        self.metrics.ids("item", len(items) + len(unknown), len(unknown))
+        index = model.catalogue.user(user)
+        if "users" in model.artefact.shown:
+            self.metrics.ids("user", 1, int(not index))
+        return _Known(items, unknown, index)
+
+    async def _compute(self, model: Model, query: Query, timeout_ms: int | None) -> Timed:
+        timeout = self._timeout_s if timeout_ms is None else timeout_ms / 1000
+        batcher = _batcher(model)
+        try:
+            timed = await batcher.submit(query, timeout)
+        except Overloaded as error:
+            raise Refusal(
+                503, "overloaded", f"{error}.", retry_after=error.retry_after
+            ) from None
+        except DeadlineExceeded:
+            raise Refusal(
+                503, "deadline", "the model did not get to it in time.", retry_after=1
+            ) from None
+        self.metrics.stage("queue", timed.waited)
+        self.metrics.stage("compute", timed.computed)
+        return timed
+
+    def _head(self, role: Role, model: Model) -> dict[str, Any]:
+        deployment = self.models.deployment
+        compared = deployment is not None and deployment.candidate is not None
+        return {
+            "request_id": f"{model.fingerprint[:8]}-{secrets.token_hex(8)}",
+            "model": {"name": model.name, "fingerprint": model.fingerprint, "variant": role},
+            "experiment": deployment.experiment if deployment and compared else None,
+        }
+
+    def _shadow(
+        self, ask: RecommendRequest, mask_seen: bool, items: np.ndarray, primary: Model
+    ) -> None:
+        """Asks the candidate the same beside the answer, and compares the lists."""
+        deployment = self.models.deployment
+        candidate = self.models.serving.get("candidate")
+        if not (deployment and deployment.shadow and candidate and len(self._shadows) < _SHADOWS):
+            return
+        task = asyncio.create_task(self._compare(ask, mask_seen, items, primary, candidate))
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _compare(
+        self,
+        ask: RecommendRequest,
+        mask_seen: bool,
+        items: np.ndarray,
+        primary: Model,
+        candidate: Model,
+    ) -> None:
+        try:
+            known = await self._known(candidate, ask.user, ask.history)
+            if not _answerable(candidate, known) or not len(items):
+                return
+            query = _query(candidate, known, mask_seen, None, None)
+            answer = (await self._compute(candidate, query, ask.timeout_ms)).answer
+        except Refusal:  # a shadow has no one to tell
+            return
+        shown = answer.items[: len(items)]
+        candidate.served.answered(
+            history_length=len(known.history), unknown_share=0.0, items=shown, scores=answer.scores
+        )
+        ours = {primary.catalogue.ids[n] for n in items.tolist()}
+        theirs = {candidate.catalogue.ids[n] for n in shown.tolist() if n}
+        self.metrics.shadow_overlap.observe(len(ours & theirs) / len(ours))
+
+
+_FILTERS = ("allow", "deny", "categories")
+
+
+def _batcher(model: Model) -> Batcher:
+    assert model.batcher is not None, "models that serve have a batcher"
+    return model.batcher
+
+
+def _answerable(model: Model, known: _Known) -> bool:
+    return known.user > 0 if "users" in model.artefact.shown else len(known.history) > 0
+
+
+def _newest(model: Model, history: np.ndarray) -> np.ndarray:
+    longest = model.artefact.manifest["max_len"]
+    return history[-longest:] if longest else history[:0]
+
+
+def _query(
+    model: Model,
+    known: _Known,
+    mask_seen: bool,
+    allowed: Hashable,
+    make_allowed: Callable[[], np.ndarray] | None,
+) -> Query:
+    """Returns what to ask; items that the model does not read are left out one by one."""
+    recent = _newest(model, known.history)
+    older = np.unique(known.history[: len(known.history) - len(recent)])
+    if not mask_seen:
+        older = older[:0]
+    if len(older) > _MOST_EXCLUDED:
+        # Too many to name: they leave a list of their own, whose name nothing else equals.
+        make, allowed = make_allowed, object()
+
+        def without_older() -> np.ndarray:
+            mask = np.ones(model.catalogue.num_items + 1, bool) if make is None else make().copy()
+            mask[older] = False
+            return mask
+
+        return Query("recommend", recent, known.user, recent[:0], allowed, without_older, mask_seen)
+    return Query("recommend", recent, known.user, older, allowed, make_allowed, mask_seen)
+
+
+def _popular(
+    model: Model, seen: np.ndarray, make_allowed: Callable[[], np.ndarray] | None
+) -> Candidates:
+    items = model.catalogue.popular
+    keep = np.ones(model.catalogue.num_items + 1, bool) if make_allowed is None else make_allowed()
+    keep = keep.copy()
+    keep[seen] = False
+    items = items[keep[items]][: model.artefact.manifest["k"]]
+    scores = model.catalogue.counts[items].astype(np.float32)
+    return Candidates(items=items, scores=scores, vectors=model.catalogue.units)
+
+
+def _item(model: Model, item: int, score: float) -> dict[str, Any]:
+    out: dict[str, Any] = {"id": model.catalogue.ids[item], "score": score}
+    if (title := model.catalogue.title(item)) is not None:
+        out["title"] = title
+    return out
+
+
+def _items(
+    model: Model, ranked: Sequence[Ranked], history: np.ndarray | None, fallback: bool
+) -> list[dict[str, Any]]:
+    out = []
+    explained = history is not None and len(history) and len(ranked)
+    closest = model.catalogue.closest([one.item for one in ranked], history) if explained else None
+    for n, one in enumerate(ranked):
+        item = _item(model, one.item, one.score)
+        reasons = [
+            {"kind": reason.kind, "name": reason.name, "text": reason.text}
+            for reason in one.reasons
+        ]
+        if closest is not None:
+            seen = int(closest[n])
+            title = model.catalogue.title(seen) or model.catalogue.ids[seen]
+            text = f"close to {title}, which is in the history"
+            reasons.append({"kind": "history", "name": model.catalogue.ids[seen], "text": text})
+        if fallback:
+            reasons.append({"kind": "popular", "text": "among the most popular items"})
+        if reasons:
+            item["reasons"] = reasons
+        out.append(item)
+    return out
+
+
+def _note(body: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    model = body["model"]
+    return {
+        "request_id": body["request_id"],
+        "model": model["fingerprint"],
+        "variant": model["variant"],
+        "experiment": body.get("experiment"),
+        **more,
+    }
+
+
+def _too_many(k: int, model: Model) -> Refusal:
+    most = model.artefact.manifest["k"]
+    message = f"k is at most {most} for this model; got {k}."
+    return Refusal(422, "invalid_request", message, fields=[{"path": "k", "message": message}])
+
+
+def _unknown(user: str | None, history: Sequence[str] | None) -> Refusal:
+    then = 'Send a history, or ask for {"fallback": "popular"}.'
+    if history is not None:
+        what = "the model knows no item of the history" if history else "the history is empty"
+        return Refusal(422, "unknown_items", f"{what}. {then}")
+    return Refusal(404, "unknown_user", f"nothing is known of the user {user!r}. {then}")
+
+
+def _no_state(error: StateUnavailable) -> Refusal:
+    return Refusal(503, "state_unavailable", f"the store of events does not answer ({error}).",
+                   retry_after=1)
