@@ -70,17 +70,17 @@ def _kolmogorov(x: float) -> float:
 class Drift:
     """Compares the newest requests with the training snapshot, feature by feature."""
 
-    def __init__(self, snapshot: Mapping[str, Mapping[str, Any]], window: int = 10_000) -> None:
+    def __init__(self, snapshot: Mapping[str, Any], window: int = 10_000) -> None:
         """Begins with no requests.
 
         Args:
-          snapshot: of each feature `edges`, ascending, between bins (a value on an edge is in the
-            bin below it); `shares` of training in the bins, one more than edges; and `sample`,
-            some values of training. Edges may have the two outer ones as well.
+          snapshot: its "features" have `edges`, ascending, between bins (a bin holds its lower
+            edge); `shares` of training in the bins, one more than edges; and a sorted `sample`.
           window: how many of the newest values of each feature are compared.
         """
-        self._training = {name: _Training.of(told) for name, told in snapshot.items()}
-        self._windows = {name: Window(window, np.float64) for name in snapshot}
+        features = snapshot["features"]
+        self._training = {name: _Training.of(told) for name, told in features.items()}
+        self._windows = {name: Window(window, np.float64) for name in features}
 
     @property
     def features(self) -> Sequence[str]:
@@ -89,6 +89,10 @@ class Drift:
     def observe(self, feature: str, value: float) -> None:
         """Adds a value of a request; takes less than a microsecond."""
         self._windows[feature].add(value)
+
+    def observe_all(self, feature: str, values: np.ndarray) -> None:
+        """Adds values (n,) of a request."""
+        self._windows[feature].extend(values)
 
     def report(self) -> dict[str, dict[str, float]]:
         """Returns for each feature "psi", "ks", "p", and "count", the number of values compared.
@@ -114,15 +118,13 @@ class _Training:
         edges, shares, sample = (
             np.asarray(told[field], np.float64) for field in ("edges", "shares", "sample")
         )
-        if len(edges) == len(shares) + 1:
-            edges = edges[1:-1]
         assert len(edges) == len(shares) - 1, "a snapshot has one share more than edges"
         return cls(edges, shares, np.sort(sample))
 
     def compare(self, values: np.ndarray) -> dict[str, float]:
         if not len(values):
             return {"psi": 0.0, "ks": 0.0, "p": 1.0, "count": 0}
-        bins = np.searchsorted(self.edges, values)
+        bins = np.searchsorted(self.edges, values, side="right")
         observed = np.bincount(bins, minlength=len(self.shares)) / len(values)
         statistic, p = ks(self.sample, np.sort(values))
         return {

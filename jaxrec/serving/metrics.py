@@ -5,8 +5,7 @@ alerts and dashboard to the names that are here. Labels take few values: routes 
 models are the first 8 digits of a fingerprint, and what clients write is cut off (`_Children`).
 """
 
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -121,13 +120,12 @@ class Metrics:
         """Counts how loading another artefact ended."""
         self._reloads[(result,)].inc()
 
-    def add_model(self, served: Served) -> None:
-        """Begins to show a model; one of the same fingerprint is replaced."""
-        self._models.add(served)
+    def show_models(self, models: Mapping[str, Served]) -> None:
+        """Shows the models that serve now, by variant ("primary", "candidate"), and no others.
 
-    def remove_model(self, fingerprint: str) -> None:
-        """Ends showing a model; feedback on its lists still counts."""
-        self._models.remove(fingerprint)
+        Feedback on lists of earlier ones still counts.
+        """
+        self._models.show(models)
 
     def impression(self, served: Served, experiment: str | None) -> None:
         """Counts a list given out, in an experiment or in none."""
@@ -190,31 +188,23 @@ class _Models(Collector):
     """Metrics that are computed from what is known of each model, when they are read."""
 
     def __init__(self) -> None:
-        self._served: dict[str, Served] = {}
+        self._serving: dict[str, Served] = {}
         self._known: set[str] = set()
-        self._lock = threading.Lock()
 
-    def add(self, served: Served) -> None:
-        with self._lock:
-            self._served[served.fingerprint] = served
-            self._known.add(served.model)
-
-    def remove(self, fingerprint: str) -> None:
-        with self._lock:
-            self._served.pop(fingerprint, None)
+    def show(self, models: Mapping[str, Served]) -> None:
+        self._known.update(served.model for served in models.values())
+        self._serving = dict(models)
 
     def knew(self, model: str) -> bool:
         return model in self._known
 
-    def describe(self) -> Iterable[Metric]:
-        return self._families([])
+    def describe(self) -> Iterator[Metric]:
+        return self._families({})
 
-    def collect(self) -> Iterable[Metric]:
-        with self._lock:
-            models = list(self._served.values())
-        return self._families(models)
+    def collect(self) -> Iterator[Metric]:
+        return self._families(self._serving)
 
-    def _families(self, models: list[Served]) -> Iterator[Metric]:
+    def _families(self, serving: Mapping[str, Served]) -> Iterator[Metric]:
         info = GaugeMetricFamily(
             "jaxrec_model_info",
             "Models in use; always 1.",
@@ -236,9 +226,10 @@ class _Models(Collector):
             "How far requests are from training.",
             labels=("model", "feature", "statistic"),
         )
-        for served in models:
+        for variant, served in serving.items():
+            info.add_metric([served.name, served.fingerprint, served.model, variant], 1)
+        for served in {served.model: served for served in serving.values()}.values():
             label = [served.model]
-            info.add_metric([served.name, served.fingerprint, served.model, served.variant], 1)
             catalogue.add_metric(label, served.catalogue_items)
             items.add_metric(label, served.distinct_items())
             counts, total = served.popularity()

@@ -19,7 +19,6 @@ class Served:
     Attributes:
       name: what the model is called.
       fingerprint: its artefact's.
-      variant: what it is used for, "primary", "candidate" or "shadow"; may change.
       drift: how far requests and answers are from training.
     """
 
@@ -28,7 +27,6 @@ class Served:
         *,
         name: str,
         fingerprint: str,
-        variant: str,
         popularity: np.ndarray,
         drift: Drift,
     ) -> None:
@@ -37,13 +35,11 @@ class Served:
         Args:
           name: what the model is called.
           fingerprint: its artefact's, in hexadecimal digits.
-          variant: what it is used for.
           popularity: (V,) training events of each item, with the padding row 0.
           drift: made from its artefact's snapshot.
         """
         self.name = name
         self.fingerprint = fingerprint
-        self.variant = variant
         self.drift = drift
         self._popularity = popularity.astype(np.int64)
         self._log_popularity = np.log1p(popularity)
@@ -81,8 +77,7 @@ class Served:
         if count:
             observe("top_score", scores[0])
             observe("mean_score", np.add.reduce(scores[:count]) / count)
-            logs = self._log_popularity[items[:count]]
-            observe("popularity", np.add.reduce(logs) / count)
+            self.drift.observe_all("popularity", self._log_popularity[items[:count]])
 
     def gave(self, items: np.ndarray) -> None:
         """Counts the items (n,) of a list that goes to a client: indices, without padding."""

@@ -11,19 +11,18 @@ from jaxrec.serving.metrics import MOST_CHILDREN, Metrics
 from jaxrec.serving.served import Served
 
 FINGERPRINT = "0123abcd" * 8
-SNAPSHOT = {
+FEATURES = {
     name: {"edges": [1.0], "shares": [0.5, 0.5], "sample": [0.5, 1.5]}
     for name in ("history_length", "unknown_share", "top_score", "mean_score", "popularity")
 }
 
 
-def served(variant: str = "primary", fingerprint: str = FINGERPRINT) -> Served:
+def served(fingerprint: str = FINGERPRINT) -> Served:
     return Served(
         name="sasrec",
         fingerprint=fingerprint,
-        variant=variant,
         popularity=np.array([0, 0, 3, 4, 500_000]),
-        drift=Drift(SNAPSHOT),
+        drift=Drift({"features": FEATURES}),
     )
 
 
@@ -85,7 +84,7 @@ def test_counters_count() -> None:
 
 def test_what_a_model_gives_out_is_shown_by_items_and_popularity() -> None:
     metrics, model = Metrics(), served()
-    metrics.add_model(model)
+    metrics.show_models({"primary": model})
     model.gave(np.array([1, 2, 4], np.int32))
     model.gave(np.array([2], np.int32))
     found = read(metrics)
@@ -102,18 +101,18 @@ def test_what_a_model_gives_out_is_shown_by_items_and_popularity() -> None:
 
 def test_answers_are_watched_for_drift() -> None:
     metrics, model = Metrics(), served()
-    metrics.add_model(model)
+    metrics.show_models({"primary": model})
     scores = np.arange(12, 0, -1, dtype=np.float32)
     items = np.array([2] * 10 + [1, 4], np.int32)
     model.answered(history_length=7, unknown_share=0.5, items=items, scores=scores)
     model.answered(history_length=0, unknown_share=0.0, items=items[:0], scores=scores[:0])
-    windows = {name: model.drift._windows[name].values().tolist() for name in SNAPSHOT}
+    windows = {name: model.drift._windows[name].values().tolist() for name in FEATURES}
     assert windows == {
         "history_length": [7, 0],
         "unknown_share": [0.5, 0],
         "top_score": [12],
         "mean_score": [7.5],
-        "popularity": [pytest.approx(np.log(4))],
+        "popularity": [pytest.approx(np.log(4))] * 10,
     }
     found = read(metrics)
     assert found["jaxrec_drift", "history_length", "0123abcd", "count"] == 2
@@ -123,23 +122,28 @@ def test_answers_are_watched_for_drift() -> None:
 
 
 def test_models_change_their_part_and_go() -> None:
-    metrics, first = Metrics(), served()
-    second = served("candidate", "ffff0000" * 8)
-    metrics.add_model(first)
-    metrics.add_model(second)
-    second.variant = "primary"
-    metrics.remove_model(FINGERPRINT)
+    metrics, first, second = Metrics(), served(), served("ffff0000" * 8)
+    metrics.show_models({"primary": first, "candidate": second})
+    metrics.show_models({"primary": second})
     names = [key for key in read(metrics) if key[0] == "jaxrec_model_info"]
     assert names == [("jaxrec_model_info", "ffff0000" * 8, "ffff0000", "sasrec", "primary")]
 
 
+def test_one_model_in_both_parts_is_shown_once_in_all_else() -> None:
+    metrics, model = Metrics(), served()
+    metrics.show_models({"primary": model, "candidate": model})
+    text = metrics.exposition().decode()
+    assert text.count("jaxrec_model_info{") == 2
+    assert text.count("jaxrec_catalogue_items{") == 1
+
+
 def test_feedback_is_booked_on_models_that_were_here_and_no_others() -> None:
     metrics, model = Metrics(), served()
-    metrics.add_model(model)
+    metrics.show_models({"primary": model})
     metrics.impression(model, "summer")
     metrics.impression(model, None)
     metrics.feedback("0123abcd", "click")
-    metrics.remove_model(FINGERPRINT)
+    metrics.show_models({})
     metrics.feedback("0123abcd", "click")
     metrics.feedback("deadbeef", "click")
     found = read(metrics)
@@ -167,7 +171,7 @@ def test_servers_in_one_process_share_nothing() -> None:
 
 def test_reading_while_serving_loses_nothing() -> None:
     metrics, model = Metrics(), served()
-    metrics.add_model(model)
+    metrics.show_models({"primary": model})
     items = np.array([1, 2], np.int32)
 
     def work() -> None:
