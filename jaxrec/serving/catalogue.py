@@ -94,4 +94,7 @@ def _titles(artefact: Artefact) -> list[str] | None:
         return None
     titles = parquet.read_table(path, columns=["title"]).column("title").to_pylist()
     ids = artefact.item_ids
-    return ["", *(str(ids[n]) if title is None else str(title) for n, title in enumerate(titles, 1))]
+    return [
+        "",
+        *(str(ids[n]) if title is None else str(title) for n, title in enumerate(titles, 1)),
+    ]
