@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from jaxrec.serving.engine import Answer, Engine, Lane, Query
 
+THREAD = "batches"
 _SMOOTHING = 0.1
 
 
@@ -73,7 +74,7 @@ class Batcher:
         self._seconds_per_query = 0.0
         self._open = True
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self._thread.start()
 
     @property

@@ -20,12 +20,16 @@ from jaxrec.export.artefact import MANIFEST
 from jaxrec.export.golden import check_golden
 from jaxrec.serving.batching import Batcher
 from jaxrec.serving.catalogue import Catalogue
+from jaxrec.serving.drift import Drift
 from jaxrec.serving.engine import Engine, Sizes
+from jaxrec.serving.rules import Rules
+from jaxrec.serving.served import Served
 from jaxrec.typing import UserError
 
 log = logging.getLogger(__name__)
 
 type Role = Literal["primary", "candidate"]
+type Change = Literal["swapped", "rolled_back", "refused"]
 ROLES: tuple[Role, ...] = ("primary", "candidate")
 # Longer than any request may wait: who holds a model that was replaced is answered by then.
 _GRACE_S = 65.0
@@ -89,7 +93,18 @@ def read_deployment(path: Path) -> Deployment:
 
 
 class Model:
-    """A loaded artefact, and what answers with it."""
+    """A loaded artefact, and what answers with it.
+
+    Attributes:
+      version: what would change if another artefact lay in its place.
+      engine: its programs.
+      catalogue: its items.
+      served: what it gave out.
+      rules: what holds for its items; replaced whole.
+      batcher: what runs the engine, once it serves.
+    """
+
+    rules: Rules
 
     def __init__(self, engine: Engine, version: tuple[Any, ...]) -> None:
         self.version = version
@@ -97,6 +112,13 @@ class Model:
         self.artefact = engine.artefact
         self.catalogue = Catalogue(engine.artefact)
         self.batcher: Batcher | None = None
+        self.served = Served(
+            name=self.name,
+            fingerprint=self.fingerprint,
+            variant="primary",
+            popularity=self.catalogue.counts,
+            drift=Drift(self.artefact.snapshot),
+        )
 
     @property
     def name(self) -> str:
@@ -114,24 +136,27 @@ class Models:
         self,
         source: Path | Deployment,
         *,
+        make_batcher: Callable[[Engine], Batcher],
+        load_rules: Callable[[Model], Rules],
         max_batch: int = 16,
-        make_batcher: Callable[[Engine], Batcher] = Batcher,
-        progress: Callable[[int, int], None] = lambda done, of: None,
-        on_change: Callable[[str, dict[Role, Model]], None] = lambda result, models: None,
+        on_change: Callable[[Change, dict[Role, Model]], None] = lambda result, models: None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         """Loads nothing yet.
 
         Args:
           source: a deployment, or the file that holds one.
-          max_batch: how many queries run at once.
           make_batcher: makes what an engine is run by.
-          progress: is told how many programs are compiled, of how many.
-          on_change: is told "swapped", "rolled_back" or "refused", and what serves now.
+          load_rules: makes the rules for a model's items.
+          max_batch: how many queries run at once.
+          on_change: is told how a change ended, and what serves now.
+          say: is told how far loading is.
         """
         self._source = source
         self._max_batch = max_batch
         self._make_batcher = make_batcher
-        self._progress = progress
+        self._load_rules = load_rules
+        self._say = say
         self._on_change = on_change
         self._serving: dict[Role, Model] = {}
         self._kept: Model | None = None
@@ -191,6 +216,17 @@ class Models:
             self._swap(deployment, models)
             return True
 
+    async def refresh_rules(self, changed: bool) -> None:
+        """Loads the rules of all models again, or of none.
+
+        Raises:
+          UserError: when they are refused; those before hold on.
+        """
+        models = self._all()
+        new = [await asyncio.to_thread(self._load_rules, model) for model in models]
+        for model, rules in zip(models, new, strict=True):
+            model.rules = rules
+
     def _refuse(self, state: tuple[Any, ...], error: UserError) -> None:
         again, self._tried, self.refused = state == self._tried, state, str(error)
         if not again:
@@ -214,9 +250,16 @@ class Models:
 
     def _load(self, path: Path, version: tuple[Any, ...]) -> Model:
         artefact = load_artefact(path)
+        self._say(f"{path}: {artefact.fingerprint[:8]}, every file is right")
         check_golden(artefact)
         model = Model(Engine(artefact, Sizes.of(artefact, max_batch=self._max_batch)), version)
-        model.engine.warm_up(self._progress)
+        model.rules = self._load_rules(model)
+
+        def progress(done: int, of: int) -> None:
+            if done % 8 == 0 or done == of:
+                self._say(f"{path}: {done} of {of} programs compiled")
+
+        model.engine.warm_up(progress)
         return model
 
     def _swap(self, deployment: Deployment, models: dict[Role, Model]) -> None:
@@ -249,10 +292,12 @@ class Models:
         """Answers what is waiting, and ends."""
         for task in self._closing:
             task.cancel()
-        models = [*self._serving.values(), *([self._kept] if self._kept else [])]
-        for model in models:
+        for model in self._all():
             if model.batcher:
                 await model.batcher.close()
+
+    def _all(self) -> list[Model]:
+        return [*self._serving.values(), *([self._kept] if self._kept else [])]
 
 
 def _version(path: Path) -> tuple[Path, tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from typing import Any
 import pydantic_core
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxrec.serving.audit import Audit
+from jaxrec.serving.audit import AuditLog
 from jaxrec.serving.keys import Key, Keys
 from jaxrec.serving.limits import Limits
 from jaxrec.serving.metrics import Metrics
@@ -23,6 +23,18 @@ from jaxrec.serving.service import Refusal
 
 log = logging.getLogger(__name__)
 
+# What the audit log says of a request that came to no answer.
+NO_NOTE: Mapping[str, Any] = {
+    "request_id": "",
+    "model": None,
+    "variant": None,
+    "experiment": None,
+    "rules": None,
+    "applied": (),
+    "k": None,
+    "items": 0,
+    "user": None,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +66,7 @@ class Gate:
         config: GateConfig,
         scopes: Mapping[str, str],
         metrics: Metrics,
-        audit: Audit | None,
+        audit: AuditLog | None,
         keys: Callable[[], Keys | None],
         limits: Limits | None,
         health: "Health",
@@ -104,21 +116,22 @@ class Gate:
         except Exception:
             log.exception("a request failed")
             if not begun:
-                refusal = Refusal(500, "internal", "the server failed; its log says why.")
-                await _refuse(answer, state, refusal)
+                why = "the server failed; its log says why."
+                await _refuse(answer, state, Refusal(500, "internal", why))
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", None) or "other"
             self._metrics.request(route, status, seconds)
             if self._audit is not None and route.startswith("/v"):
-                self._audit.write(
-                    route=route, status=status, latency=seconds, **state.get("note", {})
-                )
+                note = {**NO_NOTE, **state.get("note", {})}
+                self._audit.write(route=route, status=status, seconds=seconds, **note)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes | None:
         """Returns the body of a request that may go on. Raises Refusal."""
         path = scope["path"]
-        wanted = next((needs for start, needs in self._scopes.items() if path.startswith(start)), "")
+        wanted = next(
+            (needs for start, needs in self._scopes.items() if path.startswith(start)), ""
+        )
         if wanted and self._health.lag > self._config.max_lag_s:
             self._metrics.rejected("overloaded")
             raise Refusal(503, "overloaded", "the server is behind; try again.", retry_after=1)

@@ -133,8 +133,8 @@ class Service:
         self.metrics.impression(model.served, body["experiment"])
         self.metrics.stage("rules", time.perf_counter() - started)
         applied = sorted({reason.name for one in ranked for reason in one.reasons if reason.name})
-        note = _note(body, user=ask.user, k=ask.k, num_items=len(ranked))
-        return Reply(body, {**note, "rules": model.rules.version, "rules_applied": applied})
+        note = _note(body, user=ask.user, k=ask.k, items=len(ranked))
+        return Reply(body, {**note, "rules": model.rules.version, "applied": applied})
 
     async def score(self, ask: ScoreRequest) -> Reply:
         """Scores items. Raises Refusal."""
@@ -156,7 +156,7 @@ class Service:
         body = self._head(role, model)
         body["scores"] = [{"id": id, "score": of.get(id)} for id in ask.items]
         body["unknown_items"] = known.unknown
-        return Reply(body, _note(body, user=ask.user, num_items=len(ask.items)))
+        return Reply(body, _note(body, user=ask.user, items=len(ask.items)))
 
     async def similar(self, ask: SimilarRequest) -> Reply:
         """Finds the items most like one. Raises Refusal."""
@@ -171,7 +171,7 @@ class Service:
         body = self._head(role, model)
         pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
         body["items"] = [_item(model, n, score) for n, score in pairs if n][: ask.k]
-        return Reply(body, _note(body, k=ask.k, num_items=len(body["items"])))
+        return Reply(body, _note(body, k=ask.k, items=len(body["items"])))
 
     async def add(self, ask: EventsRequest) -> Reply:
         """Stores events; when it returns they are durable. Raises Refusal."""
@@ -195,7 +195,7 @@ class Service:
         _, unknown = model.catalogue.indices(event.item for event in events)
         self.metrics.ids("item", len(events), len(unknown))
         body = {"accepted": len(events), "unknown_items": unknown}
-        return Reply(body, {"num_items": len(events)})
+        return Reply(body, {"items": len(events)})
 
     def _choose(self, key: str, asked: Role | None) -> tuple[Role, Model]:
         try:
@@ -203,9 +203,7 @@ class Service:
         except UserError as error:
             raise Refusal(404, "no_such_model", str(error)) from None
 
-    async def _known(
-        self, model: Model, user: str | None, history: Sequence[str] | None
-    ) -> _Known:
+    async def _known(self, model: Model, user: str | None, history: Sequence[str] | None) -> _Known:
         if user is None and history is None:
             raise Refusal(422, "invalid_request", "say whose items these are: user or history.")
         ids = history
@@ -229,9 +227,7 @@ class Service:
         try:
             timed = await batcher.submit(query, timeout)
         except Overloaded as error:
-            raise Refusal(
-                503, "overloaded", f"{error}.", retry_after=error.retry_after
-            ) from None
+            raise Refusal(503, "overloaded", f"{error}.", retry_after=error.retry_after) from None
         except DeadlineExceeded:
             raise Refusal(
                 503, "deadline", "the model did not get to it in time.", retry_after=1
@@ -398,5 +394,6 @@ def _unknown(user: str | None, history: Sequence[str] | None) -> Refusal:
 
 
 def _no_state(error: StateUnavailable) -> Refusal:
-    return Refusal(503, "state_unavailable", f"the store of events does not answer ({error}).",
-                   retry_after=1)
+    return Refusal(
+        503, "state_unavailable", f"the store of events does not answer ({error}).", retry_after=1
+    )

@@ -1,0 +1,262 @@
+"""The routes of the service, and what OpenAPI says of them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import Any
+
+import pydantic_core
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+
+import jaxrec
+from jaxrec.serving import schemas
+from jaxrec.serving.gate import Health, error_body
+from jaxrec.serving.metrics import CONTENT_TYPE
+from jaxrec.serving.service import Refusal, Reply, Service
+from jaxrec.serving.state import StateUnavailable
+
+# The longest beginning of a path comes first.
+SCOPES = {"/v1/events": "events", "/v1/": "serve", "/v2/models/": "serve"}
+_ASKED = (
+    schemas.RecommendRequest,
+    schemas.ScoreRequest,
+    schemas.SimilarRequest,
+    schemas.EventsRequest,
+)
+_ERRORS: dict[int, str] = {
+    401: "No key, or one that is not known.",
+    403: "A key without the scope.",
+    404: "Something that is not known.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    422: "The request is not as described.",
+    429: "Too many requests of this client; see Retry-After.",
+    503: "Overloaded, or a store is gone; see Retry-After.",
+}
+_PAGE = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
+_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def make_app(service: Service, health: Health, *, page: bool = True) -> FastAPI:
+    """Returns the application, without the gate around it.
+
+    Args:
+      service: what answers.
+      health: what the probes tell.
+      page: serve the page at /, and the search for users and items that it needs.
+    """
+    app = FastAPI(
+        title="jaxrec",
+        version=jaxrec.__version__,
+        summary="Recommendations from an exported model.",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    _add_posts(app, service)
+    _add_probes(app, service, health)
+    if page:
+        _add_searches(app, service)
+        _add_page(app)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        body = error_body(request.scope["state"], Refusal(error.status_code, code, error.detail))
+        headers = dict(error.headers or {})
+        return Response(body, error.status_code, headers, media_type="application/json")
+
+    app.add_exception_handler(HTTPException, http_error)
+    described: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        if not described:
+            described.update(_describe(FastAPI.openapi(app)))
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return app
+
+
+def parse[T: BaseModel](model: type[T], request: Request) -> T:
+    """Returns the body of a request, checked. Raises Refusal."""
+    try:
+        return model.model_validate_json(request.scope["state"]["body"])
+    except ValidationError as error:
+        fields = [
+            {"path": ".".join(str(part) for part in told["loc"]), "message": told["msg"]}
+            for told in error.errors(include_url=False, include_input=False)[:20]
+        ]
+        first = fields[0]
+        message = f"{first['path'] or 'body'}: {first['message']}"
+        raise Refusal(422, "invalid_request", message, fields=fields) from None
+
+
+def _add_posts(app: FastAPI, service: Service) -> None:
+    def add[T: BaseModel](
+        path: str,
+        asked: type[T],
+        told: type[BaseModel],
+        answer: Callable[[T], Awaitable[Reply]],
+    ) -> None:
+        async def post(request: Request) -> Response:
+            reply = await answer(parse(asked, request))
+            request.scope["state"]["note"] = reply.note
+            return Response(pydantic_core.to_json(reply.body), media_type="application/json")
+
+        body = {"$ref": f"#/components/schemas/{asked.__name__}"}
+        app.add_api_route(
+            path,
+            post,
+            methods=["POST"],
+            name=path.rpartition("/")[2],
+            summary=(asked.__doc__ or "").strip(),
+            response_model=None,
+            responses={200: {"model": told}, **_errors(*_ERRORS)},
+            openapi_extra={
+                "requestBody": {"required": True, "content": {"application/json": {"schema": body}}}
+            },
+        )
+
+    add("/v1/recommend", *_ASKED[0:1], schemas.RecommendResponse, service.recommend)
+    add("/v1/score", *_ASKED[1:2], schemas.ScoreResponse, service.score)
+    add("/v1/similar", *_ASKED[2:3], schemas.SimilarResponse, service.similar)
+    add("/v1/events", *_ASKED[3:4], schemas.EventsResponse, service.add)
+
+
+def _add_probes(app: FastAPI, service: Service, health: Health) -> None:
+    @app.get("/healthz", summary="Whether the process answers.")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get(
+        "/readyz", summary="Whether it should get requests.", responses={503: {"model": _Ready}}
+    )
+    async def readyz() -> Response:
+        problems = ["the server is about to end"] if health.draining else []
+        try:
+            await service.state.check()
+        except StateUnavailable as error:
+            problems.append(f"the store of events does not answer ({error})")
+        service.metrics.ready.set(0 if problems else 1)
+        body = {"status": "unready" if problems else "ready", "problems": problems}
+        return Response(
+            pydantic_core.to_json(body), 503 if problems else 200, media_type="application/json"
+        )
+
+    @app.get("/metrics", summary="For Prometheus.", response_class=Response)
+    async def metrics() -> Response:
+        waiting = (m.batcher.waiting for m in service.models.serving.values() if m.batcher)
+        service.metrics.queue_length.set(sum(waiting))
+        text = await asyncio.to_thread(service.metrics.exposition)
+        return Response(text, media_type=CONTENT_TYPE)
+
+    @app.get("/v1/model", summary="What serves now.", responses=_errors(401, 403, 429, 503))
+    async def model() -> dict[str, Any]:
+        return describe_models(service)
+
+
+def _add_searches(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/items", responses=_errors(401, 403, 422, 429, 503), response_model=None)
+    async def items(query: str = "", limit: int = 20) -> dict[str, Any]:
+        """Finds items whose id or title has all words of a query."""
+        _check_search(query, limit)
+        _, model = service.models.choose("", "primary")
+        found = await asyncio.to_thread(model.catalogue.search, query, limit)
+        named = [(model.catalogue.ids[n], model.catalogue.title(n)) for n in found]
+        return {"items": [{"id": id, "title": title} for id, title in named]}
+
+    @app.get("/v1/users", responses=_errors(401, 403, 422, 429, 503), response_model=None)
+    async def users(query: str = "", limit: int = 20) -> dict[str, Any]:
+        """Finds users whose ids begin with a text."""
+        _check_search(query, limit)
+        try:
+            return {"users": await service.state.users(query, limit)}
+        except StateUnavailable as error:
+            message = f"the store of events does not answer ({error})."
+            raise Refusal(503, "state_unavailable", message, retry_after=1) from None
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = resources.files("jaxrec.serving") / "page"
+
+    def add(path: str, name: str) -> None:
+        content = (folder / name).read_bytes()
+        kind = f"{_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
+
+        async def get() -> Response:
+            return Response(content, headers=_PAGE_HEADERS, media_type=kind)
+
+        app.add_api_route(path, get, include_in_schema=False, response_model=None)
+
+    for path, name in _PAGE.items():
+        add(path, name)
+
+
+def describe_models(service: Service) -> dict[str, Any]:
+    """Returns what /v1/model says."""
+    models, deployment = service.models, service.models.deployment
+    described = {}
+    for role, model in models.serving.items():
+        manifest = model.artefact.manifest
+        described[role] = {
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "num_items": manifest["num_items"],
+            "max_len": manifest["max_len"],
+            "k": manifest["k"],
+            "shown": list(manifest["shown"]),
+            "metrics": manifest["metrics"],
+            "rules": model.rules.version,
+        }
+    return {
+        "models": described,
+        "experiment": deployment.experiment if deployment else None,
+        "share": deployment.share if deployment else 0.0,
+        "shadow": deployment.shadow if deployment else False,
+        "refused": models.refused,
+    }
+
+
+class _Ready(BaseModel):
+    """Why the server should get no requests."""
+
+    status: str
+    problems: list[str]
+
+
+def _check_search(query: str, limit: int) -> None:
+    if len(query) > 256:
+        raise Refusal(422, "invalid_request", "query has at most 256 characters.")
+    if not 1 <= limit <= 100:
+        raise Refusal(422, "invalid_request", f"limit is from 1 to 100; got {limit}.")
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"model": schemas.ErrorResponse, "description": _ERRORS[status]}
+        for status in statuses
+    }
+
+
+def _describe(openapi: dict[str, Any]) -> dict[str, Any]:
+    """Adds the bodies of requests, which routes read themselves."""
+    place = "#/components/schemas/{model}"
+    _, defined = models_json_schema([(model, "validation") for model in _ASKED], ref_template=place)
+    parts = openapi.setdefault("components", {})
+    parts.setdefault("schemas", {}).update(defined.get("$defs", {}))
+    parts["securitySchemes"] = {
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "bearer": {"type": "http", "scheme": "bearer"},
+    }
+    return openapi

@@ -1,0 +1,48 @@
+"""What users did before the service began: a dataset's events, put into a store."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxrec.serving.state import Event, State
+
+_AT_ONCE = 10_000
+
+
+async def import_histories(state: State, path: Path, say: Callable[[str], None]) -> None:
+    """Fills a store that knows no user with the events of a prepared dataset.
+
+    Events are as durable, and as often there, as any: one that is there already counts once.
+
+    Args:
+      state: the store; one that knows a user is left alone.
+      path: a directory that `scripts/prepare.py` wrote.
+      say: is told how far it is.
+
+    Raises:
+      UserError: when there is no dataset.
+      StateUnavailable: when the store stops answering.
+    """
+    # pandas comes with it, and a server that imports nothing does without.
+    from jaxrec.data.dataset import open_dataset
+
+    dataset = open_dataset(path)
+    if await state.users("", 1):
+        say("the store knows users already: histories are not imported.")
+        return
+    users = dataset.user_vocabulary["id"].tolist()
+    items = dataset.item_vocabulary["id"].tolist()
+    count = dataset.num_events
+    for start in range(0, count, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        await state.add(
+            [
+                Event(users[user - 1], items[item - 1], float(time))
+                for user, item, time in zip(
+                    dataset.users[part].tolist(),
+                    dataset.items[part].tolist(),
+                    dataset.times[part].tolist(),
+                    strict=True,
+                )
+            ]
+        )
+        say(f"histories: {min(start + _AT_ONCE, count):,} of {count:,} events")

@@ -1,0 +1,275 @@
+"""Starting, watching and ending the server: one process, one event loop, one thread a model."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import uvicorn
+
+from jaxrec.serving.app import SCOPES, make_app
+from jaxrec.serving.audit import AuditLog
+from jaxrec.serving.batching import THREAD, Batcher
+from jaxrec.serving.deployment import Deployment, Model, Models, Role
+from jaxrec.serving.gate import Gate, GateConfig, Health
+from jaxrec.serving.histories import import_histories
+from jaxrec.serving.keys import Keys, load_keys
+from jaxrec.serving.limits import Limits
+from jaxrec.serving.listening import Server, listen, protocol
+from jaxrec.serving.metrics import Metrics
+from jaxrec.serving.rules import NO_RULES, Rules, load_rules
+from jaxrec.serving.service import Service
+from jaxrec.serving.state import State, open_state
+from jaxrec.typing import UserError
+
+log = logging.getLogger(__name__)
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How to serve.
+
+    Attributes:
+      deployment: what serves, or the file that says so.
+      host, port: where to listen; port 0 takes any that is free.
+      state: where events are kept; see `jaxrec.serving.state.open_state`.
+      max_events: how many events of each user are kept.
+      histories: a dataset whose events a store that knows no user begins with.
+      rules: the file of rules, or none.
+      keys: the file of API keys; without one everybody may ask.
+      rate: requests a second of each address, or of keys that have no rate of their own.
+      audit_log: the file of the audit log, or none.
+      log_users: the audit log names users.
+      page: serve the page at /.
+      max_batch: how many requests run at once.
+      max_waiting: how many may wait for the model.
+      timeout_s: how long each may wait unless it says.
+      gate: limits of requests.
+      max_connections: how many clients may be connected.
+      drain_s: after SIGTERM, how long new requests are still answered while /readyz says no.
+      reload_every_s: how often artefacts, rules and keys are looked at for changes.
+      compile_cache: a folder that keeps compiled programs for the next start, or none.
+    """
+
+    deployment: Path | Deployment
+    host: str = "127.0.0.1"
+    port: int = 8000
+    state: str = "memory:"
+    max_events: int = 1000
+    histories: Path | None = None
+    rules: Path | None = None
+    keys: Path | None = None
+    rate: float | None = None
+    audit_log: Path | None = None
+    log_users: bool = False
+    page: bool = True
+    max_batch: int = 16
+    max_waiting: int = 512
+    timeout_s: float = 1.0
+    gate: GateConfig = GateConfig()
+    max_connections: int = 2048
+    drain_s: float = 1.0
+    reload_every_s: float = 2.0
+    compile_cache: Path | None = None
+
+
+def serve(config: ServerConfig, *, say: Callable[[str], None] = print) -> None:
+    """Serves until SIGTERM or Ctrl-C, then answers what it has and returns.
+
+    SIGHUP looks for changed artefacts, rules and keys at once.
+
+    Args:
+      config: how.
+      say: is told in sentences what a person who starts the server waits for.
+
+    Raises:
+      UserError: when something of the configuration cannot be used.
+    """
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_Server(config, say).run())
+
+
+class _Server:
+    """All parts of a running server."""
+
+    def __init__(self, config: ServerConfig, say: Callable[[str], None]) -> None:
+        self.config, self.say = config, say
+        self.began = time.perf_counter()
+        self.metrics = Metrics()
+        self.health = Health()
+        self.keys = _Watched(load_keys, config.keys)
+        self.rules_seen: tuple[Any, ...] = ()
+        self.audit: AuditLog | None = None
+
+    async def run(self) -> None:
+        config = self.config
+        if config.compile_cache is not None:
+            jax.config.update("jax_compilation_cache_dir", str(config.compile_cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
+        sockets = [listen(config.host, config.port)]
+        self.keys.refresh()
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(sockets[0].close)
+            state = open_state(config.state, max_events=config.max_events)
+            stack.push_async_callback(state.close)
+            if config.histories is not None:
+                await import_histories(state, config.histories, self.say)
+            if config.audit_log is not None:
+                self.audit = AuditLog(
+                    config.audit_log,
+                    log_users=config.log_users,
+                    on_lost=self.metrics.audit_lost.inc,
+                )
+                stack.push_async_callback(asyncio.to_thread, self.audit.close)
+            models = self._models()
+            stack.push_async_callback(models.close)
+            await models.refresh()
+            service = Service(models, state, self.metrics, timeout_s=config.timeout_s)
+            await self._serve(service, models, sockets)
+
+    async def _serve(
+        self, service: Service, models: Models, sockets: list[socket.socket]
+    ) -> None:
+        config = self.config
+        app = make_app(service, self.health, page=config.page)
+        gate = Gate(
+            app,
+            config=config.gate,
+            scopes=SCOPES,
+            metrics=self.metrics,
+            audit=self.audit,
+            keys=lambda: self.keys.value,
+            limits=Limits(config.rate) if config.rate or config.keys else None,
+            health=self.health,
+        )
+        server = Server(
+            uvicorn.Config(
+                gate,
+                http=protocol(config.max_connections),
+                loop="none",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=65,
+            )
+        )
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, changed.set)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._drain, server)
+        async with _running(self.health.watch(), self._watch(models, changed)):
+            seconds = time.perf_counter() - self.began
+            host, port = sockets[0].getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            self.say(f"ready in {seconds:.1f} s: http://{host}:{port}")
+            await server.serve(sockets)
+        self.say("stopped.")
+
+    def _models(self) -> Models:
+        def make_batcher(engine: Engine) -> Batcher:
+            return Batcher(
+                engine,
+                max_waiting=self.config.max_waiting,
+                on_batch=self.metrics.batch_size.observe,
+            )
+
+        return Models(
+            self.config.deployment,
+            max_batch=self.config.max_batch,
+            make_batcher=make_batcher,
+            load_rules=self._load_rules,
+            on_change=self._changed,
+            say=self.say,
+        )
+
+    def _load_rules(self, model: Model) -> Rules:
+        return load_rules(self.config.rules, model.catalogue.table) if self.config.rules else NO_RULES
+
+    def _changed(self, result: str, models: Mapping[Role, Model]) -> None:
+        self.metrics.reload(result)
+        shown = {}
+        for role, model in models.items():
+            model.served.variant = role
+            shown[model.fingerprint] = model
+            self.metrics.add_model(model.served)
+        self.metrics.keep_models(shown)
+
+    def _drain(self, server: uvicorn.Server) -> None:
+        if self.health.draining:
+            return
+        self.health.draining = True
+        self.say("ending: answering what is here.")
+
+        def end() -> None:
+            server.should_exit = True
+
+        asyncio.get_running_loop().call_later(self.config.drain_s, end)
+
+    async def _watch(self, models: Models, changed: asyncio.Event) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), self.config.reload_every_s)
+            changed.clear()
+            for refresh in (models.refresh, self._refresh_keys, models.refresh_rules):
+                try:
+                    await refresh()
+                except UserError as error:
+                    if str(error) != models.refused:
+                        log.warning("%s", error)
+                except Exception:
+                    log.exception("looking for changes failed")
+
+    async def _refresh_keys(self) -> None:
+        self.keys.refresh()
+
+    def _count_compilation(self, event: str, seconds: float, **more: Any) -> None:
+        if event == _COMPILED:
+            serving = threading.current_thread().name == THREAD
+            self.metrics.compiled("serving" if serving else "warmup")
+
+
+class _Watched[T]:
+    """What a file holds; read again when the file changes. None without a file."""
+
+    def __init__(self, read: Callable[[Path], T], path: Path | None) -> None:
+        self._read, self._path = read, path
+        self._seen: tuple[int, ...] | None = None
+        self.value: T | None = None
+
+    def refresh(self) -> None:
+        """Raises UserError when the file has changed and cannot be used; the old value stays."""
+        if self._path is None:
+            return
+        seen = seen_of(self._path)
+        if seen != self._seen:
+            self._seen = seen
+            self.value = self._read(self._path)
+
+
+@contextlib.asynccontextmanager
+async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs work beside what is done inside, and ends it afterwards."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
