@@ -31,10 +31,10 @@ FIELDS = (
     "variant",
     "experiment",
     "rules",
-    "applied",
+    "rules_applied",
     "k",
-    "items",
-    "ms",
+    "num_items",
+    "latency_ms",
     "user",
 )
 _EVERY_S = 0.1
@@ -44,7 +44,7 @@ _FILE_MODE = 0o640
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class AuditLog:
+class Audit:
     """Appends entries to a file, which is replaced by a new one when it is full.
 
     The full ones are FILE.1, the newest, to FILE.KEEP. A file that another program moves away or
@@ -95,43 +95,42 @@ class AuditLog:
     def write(
         self,
         *,
-        request_id: str,
         route: str,
         status: int,
-        model: str | None,
-        variant: str | None,
-        experiment: str | None,
-        rules: str | None,
-        applied: Sequence[str],
-        k: int | None,
-        items: int,
-        seconds: float,
-        user: str | None,
+        latency: float,
+        request_id: str | None = None,
+        model: str | None = None,
+        variant: str | None = None,
+        experiment: str | None = None,
+        rules: str | None = None,
+        rules_applied: Sequence[str] = (),
+        k: int | None = None,
+        num_items: int | None = None,
+        user: str | None = None,
     ) -> None:
-        """Puts an entry into the queue; never waits.
+        """Puts an entry into the queue; never waits. What is left out is null in the file.
 
         Args:
-          request_id: as in the response.
           route: the path's template.
           status: of the response.
-          model: fingerprint of the model that answered; None if none did.
+          latency: seconds from the request's head to the answer.
+          request_id: as in the response.
+          model: fingerprint of the model that answered.
           variant: the part that it plays, "primary" or "candidate".
           experiment: name of the comparison that the request took part in.
           rules: version of the rules.
-          applied: names of the rules that changed the answer; not to be changed afterwards.
+          rules_applied: names of the rules that changed the answer; not to be changed afterwards.
           k: how many items were asked for.
-          items: how many were given.
-          seconds: from the request's first byte to the answer.
+          num_items: how many items were given, scored or stored.
           user: who asked; it is left out unless the log is to have users.
         """
         if len(self._waiting) >= _MOST_WAITING or self._closed.is_set():
             self._lose(1)
             return
-        ms = round(seconds * 1000, 3)
         asked = (round(time.time(), 3), request_id, route, status)
-        by = (model, variant, experiment, rules, applied)
+        by = (model, variant, experiment, rules, rules_applied)
         who = (user,) if self._log_users else ()
-        self._waiting.append((*asked, *by, k, items, ms, *who))
+        self._waiting.append((*asked, *by, k, num_items, round(latency * 1000, 3), *who))
 
     def close(self) -> None:
         """Writes what waits and ends; what comes later is lost. A second time does nothing."""

@@ -24,7 +24,6 @@ from jaxrec.serving.service import Refusal
 log = logging.getLogger(__name__)
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """Limits of requests.
@@ -118,7 +117,9 @@ class Gate:
     async def _admit(self, scope: Scope, receive: Receive) -> bytes | None:
         """Returns the body of a request that may go on. Raises Refusal."""
         path = scope["path"]
-        wanted = next((needs for start, needs in self._scopes.items() if path.startswith(start)), "")
+        wanted = next(
+            (needs for start, needs in self._scopes.items() if path.startswith(start)), ""
+        )
         if wanted and self._health.lag > self._config.max_lag_s:
             self._metrics.rejected("overloaded")
             raise Refusal(503, "overloaded", "the server is behind; try again.", retry_after=1)

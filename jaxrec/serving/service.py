@@ -203,9 +203,7 @@ class Service:
         except UserError as error:
             raise Refusal(404, "no_such_model", str(error)) from None
 
-    async def _known(
-        self, model: Model, user: str | None, history: Sequence[str] | None
-    ) -> _Known:
+    async def _known(self, model: Model, user: str | None, history: Sequence[str] | None) -> _Known:
         if user is None and history is None:
             raise Refusal(422, "invalid_request", "say whose items these are: user or history.")
         ids = history
@@ -229,9 +227,7 @@ class Service:
         try:
             timed = await batcher.submit(query, timeout)
         except Overloaded as error:
-            raise Refusal(
-                503, "overloaded", f"{error}.", retry_after=error.retry_after
-            ) from None
+            raise Refusal(503, "overloaded", f"{error}.", retry_after=error.retry_after) from None
         except DeadlineExceeded:
             raise Refusal(
                 503, "deadline", "the model did not get to it in time.", retry_after=1
@@ -398,5 +394,6 @@ def _unknown(user: str | None, history: Sequence[str] | None) -> Refusal:
 
 
 def _no_state(error: StateUnavailable) -> Refusal:
-    return Refusal(503, "state_unavailable", f"the store of events does not answer ({error}).",
-                   retry_after=1)
+    return Refusal(
+        503, "state_unavailable", f"the store of events does not answer ({error}).", retry_after=1
+    )
