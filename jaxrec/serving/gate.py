@@ -36,7 +36,6 @@ NO_NOTE: Mapping[str, Any] = {
     "user": None,
 }
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateConfig:
     """Limits of requests.
