@@ -1,19 +1,21 @@
 """The routes of the service, and what OpenAPI says of them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any
 
 import pydantic_core
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 import jaxrec
 from jaxrec.serving import schemas
-from jaxrec.serving.gate import Health, error_body
+from jaxrec.serving.gate import Health, respond_refused
 from jaxrec.serving.metrics import CONTENT_TYPE
 from jaxrec.serving.service import Refusal, Reply, Service
 from jaxrec.serving.state import StateUnavailable
@@ -69,14 +71,8 @@ def make_app(service: Service, health: Health, *, page: bool = True) -> FastAPI:
         _add_searches(app, service)
         _add_page(app)
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        body = error_body(request.scope["state"], Refusal(error.status_code, code, error.detail))
-        headers = dict(error.headers or {})
-        return Response(body, error.status_code, headers, media_type="application/json")
-
-    app.add_exception_handler(HTTPException, http_error)
+    for kind in (Refusal, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _answer_error)
     described: dict[str, Any] = {}
 
     def openapi() -> dict[str, Any]:
@@ -93,13 +89,42 @@ def parse[T: BaseModel](model: type[T], request: Request) -> T:
     try:
         return model.model_validate_json(request.scope["state"]["body"])
     except ValidationError as error:
-        fields = [
-            {"path": ".".join(str(part) for part in told["loc"]), "message": told["msg"]}
-            for told in error.errors(include_url=False, include_input=False)[:20]
-        ]
-        first = fields[0]
-        message = f"{first['path'] or 'body'}: {first['message']}"
+        fields = _fields(error.errors(include_url=False, include_input=False))
+        message = f"{fields[0]['path'] or 'body'}: {fields[0]['message']}"
         raise Refusal(422, "invalid_request", message, fields=fields) from None
+
+
+class _Refused(Response):
+    """What is said of a refusal."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__()
+        self._refusal = refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await respond_refused(send, scope["state"], self._refusal)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, Refusal):
+        return _Refused(error)
+    if isinstance(error, RequestValidationError):
+        fields = _fields(error.errors())
+        message = f"{fields[0]['path']}: {fields[0]['message']}"
+        return _Refused(Refusal(422, "invalid_request", message, fields=fields))
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        return _Refused(Refusal(error.status_code, code, error.detail))
+    # Starlette raises it again once this is sent, and the gate logs it.
+    return _Refused(Refusal(500, "internal", "the server failed; its log says why."))
+
+
+def _fields(errors: Sequence[Any]) -> list[dict[str, str]]:
+    """Returns what pydantic says is wrong, the first 20 of it, without what was sent."""
+    return [
+        {"path": ".".join(str(part) for part in told["loc"]), "message": told["msg"]}
+        for told in errors[:20]
+    ]
 
 
 def _add_posts(app: FastAPI, service: Service) -> None:

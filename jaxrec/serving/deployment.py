@@ -13,7 +13,7 @@ import logging
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from jaxrec.export import load_artefact
 from jaxrec.export.artefact import MANIFEST
@@ -115,7 +115,6 @@ class Model:
         self.served = Served(
             name=self.name,
             fingerprint=self.fingerprint,
-            variant="primary",
             popularity=self.catalogue.counts,
             drift=Drift(self.artefact.snapshot),
         )
@@ -160,6 +159,7 @@ class Models:
         self._on_change = on_change
         self._serving: dict[Role, Model] = {}
         self._kept: Model | None = None
+        self._rules_seen: list[tuple[int, ...]] = []
         self._tried: tuple[Any, ...] | None = None
         self._reloading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
@@ -204,7 +204,9 @@ class Models:
                 deployment = self._read()
                 versions = self._versions(deployment)
             except UserError as error:
-                self._refuse(("unread", str(error)), error)
+                if self._tried == (str(error),):
+                    return False
+                self._refuse((str(error),), error)
             state = (deployment, tuple(versions.items()))
             if state == self._tried:
                 return False
@@ -216,21 +218,24 @@ class Models:
             self._swap(deployment, models)
             return True
 
-    async def refresh_rules(self, changed: bool) -> None:
-        """Loads the rules of all models again, or of none.
+    async def refresh_rules(self) -> None:
+        """Loads the rules of all models again, or of none, when a file of theirs changed.
 
         Raises:
           UserError: when they are refused; those before hold on.
         """
         models = self._all()
+        seen = [seen_of(path) for model in models for path in model.rules.watched()]
+        if seen == self._rules_seen:
+            return
+        self._rules_seen = seen
         new = [await asyncio.to_thread(self._load_rules, model) for model in models]
         for model, rules in zip(models, new, strict=True):
             model.rules = rules
 
-    def _refuse(self, state: tuple[Any, ...], error: UserError) -> None:
-        again, self._tried, self.refused = state == self._tried, state, str(error)
-        if not again:
-            self._on_change("refused", self._serving)
+    def _refuse(self, state: tuple[Any, ...], error: UserError) -> NoReturn:
+        self._tried, self.refused = state, str(error)
+        self._on_change("refused", self._serving)
         raise error
 
     def _read(self) -> Deployment:
@@ -300,11 +305,16 @@ class Models:
         return [*self._serving.values(), *([self._kept] if self._kept else [])]
 
 
+def seen_of(path: Path) -> tuple[int, ...]:
+    """Returns what changes when a file does; nothing of a file that is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def _version(path: Path) -> tuple[Path, tuple[Any, ...]]:
     """Returns where an artefact lies, and what changes when another one lies there."""
-    file = path / MANIFEST
-    try:
-        real, status = path.resolve(), file.stat()
-    except OSError as error:
-        raise UserError(f"{path} is no artefact: {MANIFEST}: {error.strerror}.") from None
-    return path, (str(real), status.st_ino, status.st_mtime_ns, status.st_size)
+    # Without the file there is nothing to tell artefacts by; loading will say what is wrong.
+    return path, (str(path.resolve()), *seen_of(path / MANIFEST))

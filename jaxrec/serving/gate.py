@@ -15,7 +15,7 @@ from typing import Any
 import pydantic_core
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxrec.serving.audit import AuditLog
+from jaxrec.serving.audit import Audit
 from jaxrec.serving.keys import Key, Keys
 from jaxrec.serving.limits import Limits
 from jaxrec.serving.metrics import Metrics
@@ -23,18 +23,6 @@ from jaxrec.serving.service import Refusal
 
 log = logging.getLogger(__name__)
 
-# What the audit log says of a request that came to no answer.
-NO_NOTE: Mapping[str, Any] = {
-    "request_id": "",
-    "model": None,
-    "variant": None,
-    "experiment": None,
-    "rules": None,
-    "applied": (),
-    "k": None,
-    "items": 0,
-    "user": None,
-}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateConfig:
@@ -65,7 +53,7 @@ class Gate:
         config: GateConfig,
         scopes: Mapping[str, str],
         metrics: Metrics,
-        audit: AuditLog | None,
+        audit: Audit | None,
         keys: Callable[[], Keys | None],
         limits: Limits | None,
         health: "Health",
@@ -111,19 +99,19 @@ class Gate:
                 state["body"] = body
                 await self._app(scope, _told_once(body, receive), answer)
         except Refusal as refusal:
-            await _refuse(answer, state, refusal)
+            await respond_refused(answer, state, refusal)
         except Exception:
             log.exception("a request failed")
             if not begun:
                 why = "the server failed; its log says why."
-                await _refuse(answer, state, Refusal(500, "internal", why))
+                await respond_refused(answer, state, Refusal(500, "internal", why))
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", None) or "other"
             self._metrics.request(route, status, seconds)
             if self._audit is not None and route.startswith("/v"):
-                note = {**NO_NOTE, **state.get("note", {})}
-                self._audit.write(route=route, status=status, seconds=seconds, **note)
+                note = state.get("note", {})
+                self._audit.write(route=route, status=status, latency=seconds, **note)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes | None:
         """Returns the body of a request that may go on. Raises Refusal."""
@@ -217,15 +205,11 @@ class Health:
             self.lag = loop.time() - due
 
 
-def error_body(state: Mapping[str, Any], refusal: Refusal) -> bytes:
-    """Returns the body of every error."""
+async def respond_refused(send: Send, state: Mapping[str, Any], refusal: Refusal) -> None:
+    """Sends what every error looks like: a status, headers, and `schemas.ErrorResponse`."""
     error = {"code": refusal.code, "message": refusal.message, "fields": list(refusal.fields)}
     request_id = state.get("note", {}).get("request_id") or f"00000000-{secrets.token_hex(8)}"
-    return pydantic_core.to_json({"error": error, "request_id": request_id})
-
-
-async def _refuse(send: Send, state: Mapping[str, Any], refusal: Refusal) -> None:
-    body = error_body(state, refusal)
+    body = pydantic_core.to_json({"error": error, "request_id": request_id})
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

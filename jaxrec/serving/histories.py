@@ -31,7 +31,7 @@ async def import_histories(state: State, path: Path, say: Callable[[str], None])
         return
     users = dataset.user_vocabulary["id"].tolist()
     items = dataset.item_vocabulary["id"].tolist()
-    count = dataset.num_events
+    count = dataset.manifest.num_events
     for start in range(0, count, _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         await state.add(

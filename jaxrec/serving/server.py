@@ -16,18 +16,19 @@ import jax
 import uvicorn
 
 from jaxrec.serving.app import SCOPES, make_app
-from jaxrec.serving.audit import AuditLog
+from jaxrec.serving.audit import Audit
 from jaxrec.serving.batching import THREAD, Batcher
-from jaxrec.serving.deployment import Deployment, Model, Models, Role
+from jaxrec.serving.deployment import Change, Deployment, Model, Models, Role, seen_of
+from jaxrec.serving.engine import Engine
 from jaxrec.serving.gate import Gate, GateConfig, Health
 from jaxrec.serving.histories import import_histories
-from jaxrec.serving.keys import Keys, load_keys
+from jaxrec.serving.keys import load_keys
 from jaxrec.serving.limits import Limits
 from jaxrec.serving.listening import Server, listen, protocol
 from jaxrec.serving.metrics import Metrics
 from jaxrec.serving.rules import NO_RULES, Rules, load_rules
 from jaxrec.serving.service import Service
-from jaxrec.serving.state import State, open_state
+from jaxrec.serving.state import open_state
 from jaxrec.typing import UserError
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,7 @@ class _Server:
         self.metrics = Metrics()
         self.health = Health()
         self.keys = _Watched(load_keys, config.keys)
-        self.rules_seen: tuple[Any, ...] = ()
-        self.audit: AuditLog | None = None
+        self.audit: Audit | None = None
 
     async def run(self) -> None:
         config = self.config
@@ -129,7 +129,7 @@ class _Server:
             if config.histories is not None:
                 await import_histories(state, config.histories, self.say)
             if config.audit_log is not None:
-                self.audit = AuditLog(
+                self.audit = Audit(
                     config.audit_log,
                     log_users=config.log_users,
                     on_lost=self.metrics.audit_lost.inc,
@@ -141,9 +141,7 @@ class _Server:
             service = Service(models, state, self.metrics, timeout_s=config.timeout_s)
             await self._serve(service, models, sockets)
 
-    async def _serve(
-        self, service: Service, models: Models, sockets: list[socket.socket]
-    ) -> None:
+    async def _serve(self, service: Service, models: Models, sockets: list[socket.socket]) -> None:
         config = self.config
         app = make_app(service, self.health, page=config.page)
         gate = Gate(
@@ -200,16 +198,13 @@ class _Server:
         )
 
     def _load_rules(self, model: Model) -> Rules:
-        return load_rules(self.config.rules, model.catalogue.table) if self.config.rules else NO_RULES
+        return (
+            load_rules(self.config.rules, model.catalogue.table) if self.config.rules else NO_RULES
+        )
 
-    def _changed(self, result: str, models: Mapping[Role, Model]) -> None:
+    def _changed(self, result: Change, models: Mapping[Role, Model]) -> None:
         self.metrics.reload(result)
-        shown = {}
-        for role, model in models.items():
-            model.served.variant = role
-            shown[model.fingerprint] = model
-            self.metrics.add_model(model.served)
-        self.metrics.keep_models(shown)
+        self.metrics.show_models({role: model.served for role, model in models.items()})
 
     def _drain(self, server: uvicorn.Server) -> None:
         if self.health.draining:
@@ -231,15 +226,14 @@ class _Server:
                 try:
                     await refresh()
                 except UserError as error:
-                    if str(error) != models.refused:
-                        log.warning("%s", error)
+                    log.warning("%s", error)
                 except Exception:
                     log.exception("looking for changes failed")
 
     async def _refresh_keys(self) -> None:
         self.keys.refresh()
 
-    def _count_compilation(self, event: str, seconds: float, **more: Any) -> None:
+    def _count_compilation(self, event: str, duration_secs: float, **more: str | int) -> None:
         if event == _COMPILED:
             serving = threading.current_thread().name == THREAD
             self.metrics.compiled("serving" if serving else "warmup")

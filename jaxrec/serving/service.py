@@ -133,8 +133,8 @@ class Service:
         self.metrics.impression(model.served, body["experiment"])
         self.metrics.stage("rules", time.perf_counter() - started)
         applied = sorted({reason.name for one in ranked for reason in one.reasons if reason.name})
-        note = _note(body, user=ask.user, k=ask.k, items=len(ranked))
-        return Reply(body, {**note, "rules": model.rules.version, "applied": applied})
+        note = _note(body, user=ask.user, k=ask.k, num_items=len(ranked))
+        return Reply(body, {**note, "rules": model.rules.version, "rules_applied": applied})
 
     async def score(self, ask: ScoreRequest) -> Reply:
         """Scores items. Raises Refusal."""
@@ -156,7 +156,7 @@ class Service:
         body = self._head(role, model)
         body["scores"] = [{"id": id, "score": of.get(id)} for id in ask.items]
         body["unknown_items"] = known.unknown
-        return Reply(body, _note(body, user=ask.user, items=len(ask.items)))
+        return Reply(body, _note(body, user=ask.user, num_items=len(ask.items)))
 
     async def similar(self, ask: SimilarRequest) -> Reply:
         """Finds the items most like one. Raises Refusal."""
@@ -171,7 +171,7 @@ class Service:
         body = self._head(role, model)
         pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
         body["items"] = [_item(model, n, score) for n, score in pairs if n][: ask.k]
-        return Reply(body, _note(body, k=ask.k, items=len(body["items"])))
+        return Reply(body, _note(body, k=ask.k, num_items=len(body["items"])))
 
     async def add(self, ask: EventsRequest) -> Reply:
         """Stores events; when it returns they are durable. Raises Refusal."""
@@ -195,7 +195,7 @@ class Service:
         _, unknown = model.catalogue.indices(event.item for event in events)
         self.metrics.ids("item", len(events), len(unknown))
         body = {"accepted": len(events), "unknown_items": unknown}
-        return Reply(body, {"items": len(events)})
+        return Reply(body, {"num_items": len(events)})
 
     def _choose(self, key: str, asked: Role | None) -> tuple[Role, Model]:
         try:
@@ -347,8 +347,9 @@ def _items(
     model: Model, ranked: Sequence[Ranked], history: np.ndarray | None, fallback: bool
 ) -> list[dict[str, Any]]:
     out = []
-    explained = history is not None and len(history) and len(ranked)
-    closest = model.catalogue.closest([one.item for one in ranked], history) if explained else None
+    closest = None
+    if history is not None and len(history) and ranked:
+        closest = model.catalogue.closest([one.item for one in ranked], history)
     for n, one in enumerate(ranked):
         item = _item(model, one.item, one.score)
         reasons = [
