@@ -31,9 +31,9 @@ FIELDS = (
     "variant",
     "experiment",
     "rules",
-    "rules_applied",
+    "applied",
     "k",
-    "num_items",
+    "items",
     "latency_ms",
     "user",
 )
@@ -44,7 +44,7 @@ _FILE_MODE = 0o640
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Audit:
+class AuditLog:
     """Appends entries to a file, which is replaced by a new one when it is full.
 
     The full ones are FILE.1, the newest, to FILE.KEEP. A file that another program moves away or
@@ -97,15 +97,15 @@ class Audit:
         *,
         route: str,
         status: int,
-        latency: float,
+        seconds: float,
         request_id: str | None = None,
         model: str | None = None,
         variant: str | None = None,
         experiment: str | None = None,
         rules: str | None = None,
-        rules_applied: Sequence[str] = (),
+        applied: Sequence[str] = (),
         k: int | None = None,
-        num_items: int | None = None,
+        items: int | None = None,
         user: str | None = None,
     ) -> None:
         """Puts an entry into the queue; never waits. What is left out is null in the file.
@@ -113,24 +113,24 @@ class Audit:
         Args:
           route: the path's template.
           status: of the response.
-          latency: seconds from the request's head to the answer.
+          seconds: from the request's head to the answer.
           request_id: as in the response.
           model: fingerprint of the model that answered.
           variant: the part that it plays, "primary" or "candidate".
           experiment: name of the comparison that the request took part in.
           rules: version of the rules.
-          rules_applied: names of the rules that changed the answer; not to be changed afterwards.
+          applied: names of the rules that changed the answer; not to be changed afterwards.
           k: how many items were asked for.
-          num_items: how many items were given, scored or stored.
+          items: how many items were given, scored or stored.
           user: who asked; it is left out unless the log is to have users.
         """
         if len(self._waiting) >= _MOST_WAITING or self._closed.is_set():
             self._lose(1)
             return
         asked = (round(time.time(), 3), request_id, route, status)
-        by = (model, variant, experiment, rules, rules_applied)
+        by = (model, variant, experiment, rules, applied)
         who = (user,) if self._log_users else ()
-        self._waiting.append((*asked, *by, k, num_items, round(latency * 1000, 3), *who))
+        self._waiting.append((*asked, *by, k, items, round(seconds * 1000, 3), *who))
 
     def close(self) -> None:
         """Writes what waits and ends; what comes later is lost. A second time does nothing."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jaxrec.serving import audit
-from jaxrec.serving.audit import Audit
+from jaxrec.serving.audit import AuditLog
 from jaxrec.typing import UserError
 
 ENTRY: dict[str, Any] = {
@@ -25,10 +25,10 @@ ENTRY: dict[str, Any] = {
     "variant": "primary",
     "experiment": None,
     "rules": "ffee",
-    "rules_applied": ("stock",),
+    "applied": ("stock",),
     "k": 10,
-    "num_items": 9,
-    "latency": 0.0012345,
+    "items": 9,
+    "seconds": 0.0012345,
     "user": "someone",
 }
 
@@ -58,13 +58,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def log(path: Path) -> Iterator[Audit]:
-    log = Audit(path)
+def log(path: Path) -> Iterator[AuditLog]:
+    log = AuditLog(path)
     yield log
     log.close()
 
 
-def test_a_line_says_what_was_answered_and_by_what(path: Path, log: Audit) -> None:
+def test_a_line_says_what_was_answered_and_by_what(path: Path, log: AuditLog) -> None:
     before = time.time()
     log.write(**ENTRY)
     log.close()
@@ -78,34 +78,34 @@ def test_a_line_says_what_was_answered_and_by_what(path: Path, log: Audit) -> No
         "variant": "primary",
         "experiment": None,
         "rules": "ffee",
-        "rules_applied": ["stock"],
+        "applied": ["stock"],
         "k": 10,
-        "num_items": 9,
+        "items": 9,
         "latency_ms": 1.234,
     }
 
 
 def test_users_are_named_only_when_asked(path: Path) -> None:
-    log = Audit(path, log_users=True)
+    log = AuditLog(path, log_users=True)
     log.write(**ENTRY)
     log.close()
     assert read(path)[0]["user"] == "someone"
 
 
-def test_what_is_not_known_of_a_request_is_null(path: Path, log: Audit) -> None:
-    log.write(route="other", status=404, latency=0.0)
+def test_what_is_not_known_of_a_request_is_null(path: Path, log: AuditLog) -> None:
+    log.write(route="other", status=404, seconds=0.0)
     log.close()
     (entry,) = read(path)
     assert entry.keys() == set(audit.FIELDS) - {"user"}
     assert entry["model"] is None
-    assert entry["rules_applied"] == []
+    assert entry["applied"] == []
 
 
-def test_only_the_owner_writes_and_only_its_group_reads(path: Path, log: Audit) -> None:
+def test_only_the_owner_writes_and_only_its_group_reads(path: Path, log: AuditLog) -> None:
     assert path.stat().st_mode & 0o137 == 0
 
 
-def test_entries_get_written_soon_and_all_at_the_end(path: Path, log: Audit) -> None:
+def test_entries_get_written_soon_and_all_at_the_end(path: Path, log: AuditLog) -> None:
     log.write(**numbered(0))
     wait_for(lambda: numbers(path) == [0])
     for number in range(1, 5_000):
@@ -116,7 +116,7 @@ def test_entries_get_written_soon_and_all_at_the_end(path: Path, log: Audit) -> 
 
 
 def test_what_comes_after_the_end_is_lost_and_counted(path: Path) -> None:
-    log = Audit(path)
+    log = AuditLog(path)
     log.close()
     log.write(**ENTRY)
     assert (log.lost, read(path)) == (1, [])
@@ -124,7 +124,7 @@ def test_what_comes_after_the_end_is_lost_and_counted(path: Path) -> None:
 
 def test_an_old_file_is_gone_on_with(path: Path) -> None:
     for number in range(2):
-        log = Audit(path)
+        log = AuditLog(path)
         log.write(**numbered(number))
         log.close()
     assert numbers(path) == [0, 1]
@@ -132,8 +132,8 @@ def test_an_old_file_is_gone_on_with(path: Path) -> None:
 
 def test_full_files_are_kept_in_order_and_the_oldest_deleted(path: Path) -> None:
     length = len(audit._line((0,) * 12))
-    Audit(path).close()
-    log = Audit(path, max_bytes=1_000, keep=2)
+    AuditLog(path).close()
+    log = AuditLog(path, max_bytes=1_000, keep=2)
     for number in range(40):
         log.write(**numbered(number))
     log.close()
@@ -146,7 +146,7 @@ def test_full_files_are_kept_in_order_and_the_oldest_deleted(path: Path) -> None
 
 
 def test_a_line_longer_than_a_file_gets_one_of_its_own(path: Path) -> None:
-    log = Audit(path, max_bytes=10, keep=3)
+    log = AuditLog(path, max_bytes=10, keep=3)
     for number in range(3):
         log.write(**numbered(number))
     log.close()
@@ -157,7 +157,7 @@ def test_a_line_longer_than_a_file_gets_one_of_its_own(path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["moved", "deleted", "replaced", "emptied"])
 def test_a_file_that_another_program_takes_away_is_begun_anew(
-    path: Path, log: Audit, how: str
+    path: Path, log: AuditLog, how: str
 ) -> None:
     log.write(**numbered(1))
     wait_for(lambda: numbers(path) == [1])
@@ -182,7 +182,7 @@ def test_a_full_queue_loses_entries_and_counts_them(
     monkeypatch.setattr(audit, "_EVERY_S", 30.0)
     monkeypatch.setattr(audit, "_MOST_WAITING", 100)
     told: list[int] = []
-    log = Audit(path, on_lost=told.append)
+    log = AuditLog(path, on_lost=told.append)
     for number in range(150):
         log.write(**numbered(number))
     log.close()
@@ -192,7 +192,7 @@ def test_a_full_queue_loses_entries_and_counts_them(
 
 def test_a_full_disk_is_counted_and_not_raised(caplog: pytest.LogCaptureFixture) -> None:
     told: list[int] = []
-    log = Audit("/dev/full", on_lost=told.append)
+    log = AuditLog("/dev/full", on_lost=told.append)
     for number in range(10):
         log.write(**numbered(number))
     log.close()
@@ -204,11 +204,11 @@ def test_a_disk_that_is_full_for_a_while_leaves_whole_lines(path: Path) -> None:
     """A limit on the size of files stands for the disk: it too cuts a write in the middle."""
     code = """
         import resource, sys, time
-        from jaxrec.serving.audit import Audit
+        from jaxrec.serving.audit import AuditLog
         from tests.serving.test_audit import numbered, numbers, wait_for
         from pathlib import Path
         path, most = Path(sys.argv[1]), 2_000
-        log = Audit(path)
+        log = AuditLog(path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
         for number in range(50):
             log.write(**numbered(number))
@@ -229,9 +229,9 @@ def test_a_disk_that_is_full_for_a_while_leaves_whole_lines(path: Path) -> None:
 def test_a_killed_process_leaves_all_but_the_newest(path: Path) -> None:
     code = """
         import sys, time
-        from jaxrec.serving.audit import Audit
+        from jaxrec.serving.audit import AuditLog
         from tests.serving.test_audit import numbered
-        log, number = Audit(sys.argv[1]), 0
+        log, number = AuditLog(sys.argv[1]), 0
         while True:
             log.write(**numbered(number))
             print(number, flush=True)
@@ -253,4 +253,4 @@ def test_a_killed_process_leaves_all_but_the_newest(path: Path) -> None:
 
 def test_a_file_that_cannot_be_opened_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file or directory.*Name a file in a folder"):
-        Audit(tmp_path / "nowhere" / "audit.log")
+        AuditLog(tmp_path / "nowhere" / "audit.log")
