@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 import jaxrec
 from jaxrec.serving import schemas
 from jaxrec.serving.gate import Health, respond_refused
+from jaxrec.serving.kserve import add_kserve
 from jaxrec.serving.metrics import CONTENT_TYPE
 from jaxrec.serving.service import Refusal, Reply, Service
 from jaxrec.serving.state import StateUnavailable
@@ -70,7 +71,7 @@ def make_app(service: Service, health: Health, *, page: bool = True) -> FastAPI:
     if page:
         _add_searches(app, service)
         _add_page(app)
-
+    add_kserve(app, service, lambda: not health.draining)
     for kind in (Refusal, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_error)
     described: dict[str, Any] = {}
@@ -102,7 +103,7 @@ class _Refused(Response):
         self._refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await respond_refused(send, scope["state"], self._refusal)
+        await respond_refused(send, scope, self._refusal)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

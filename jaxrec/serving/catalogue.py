@@ -44,6 +44,10 @@ class Catalogue:
                 unknown.append(text)
         return np.array(found, np.int32), unknown
 
+    def index(self, text: str) -> int:
+        """Returns the index of an item, or 0."""
+        return self._index.get(text, 0)
+
     def user(self, text: str | None) -> int:
         """Returns the index of a user that the model knows, or 0."""
         return self._users.get(text, 0) if text else 0

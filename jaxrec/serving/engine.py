@@ -43,7 +43,7 @@ class Sizes:
 
     @staticmethod
     def of(artefact: Artefact, *, max_batch: int = 16, max_exclude: int = 1024) -> "Sizes":
-        """Returns sizes that suit a model: rows in powers of 4, lengths in halves of the longest.
+        """Returns sizes that suit a model: rows in powers of 4, lengths in quarters of the longest.
 
         Raises:
           UserError: for bounds below 1.
@@ -54,8 +54,8 @@ class Sizes:
             )
         rows = tuple(size for n in range(10) if (size := 4**n) < max_batch) + (max_batch,)
         longest = int(artefact.manifest["max_len"])
-        halves = (-(-longest // 2**n) for n in range(10))
-        lengths = tuple(sorted({n for n in halves if n >= min(longest, 6)}))
+        quarters = (-(-longest // 4**n) for n in range(10))
+        lengths = tuple(sorted({n for n in quarters if n >= min(longest, 8)}))
         return Sizes(
             rows=rows,
             lengths=lengths or (0,),

@@ -15,7 +15,7 @@ from typing import Any
 import pydantic_core
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxrec.serving.audit import Audit
+from jaxrec.serving.audit import AuditLog
 from jaxrec.serving.keys import Key, Keys
 from jaxrec.serving.limits import Limits
 from jaxrec.serving.metrics import Metrics
@@ -53,7 +53,7 @@ class Gate:
         config: GateConfig,
         scopes: Mapping[str, str],
         metrics: Metrics,
-        audit: Audit | None,
+        audit: AuditLog | None,
         keys: Callable[[], Keys | None],
         limits: Limits | None,
         health: "Health",
@@ -99,19 +99,19 @@ class Gate:
                 state["body"] = body
                 await self._app(scope, _told_once(body, receive), answer)
         except Refusal as refusal:
-            await respond_refused(answer, state, refusal)
+            await respond_refused(answer, scope, refusal)
         except Exception:
             log.exception("a request failed")
             if not begun:
                 why = "the server failed; its log says why."
-                await respond_refused(answer, state, Refusal(500, "internal", why))
+                await respond_refused(answer, scope, Refusal(500, "internal", why))
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", None) or "other"
             self._metrics.request(route, status, seconds)
             if self._audit is not None and route.startswith("/v"):
                 note = state.get("note", {})
-                self._audit.write(route=route, status=status, latency=seconds, **note)
+                self._audit.write(route=route, status=status, seconds=seconds, **note)
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes | None:
         """Returns the body of a request that may go on. Raises Refusal."""
@@ -205,11 +205,16 @@ class Health:
             self.lag = loop.time() - due
 
 
-async def respond_refused(send: Send, state: Mapping[str, Any], refusal: Refusal) -> None:
-    """Sends what every error looks like: a status, headers, and `schemas.ErrorResponse`."""
+async def respond_refused(send: Send, scope: Scope, refusal: Refusal) -> None:
+    """Sends what every error looks like: a status, headers, and `schemas.ErrorResponse`.
+
+    Clients of the open inference protocol want another body.
+    """
     error = {"code": refusal.code, "message": refusal.message, "fields": list(refusal.fields)}
-    request_id = state.get("note", {}).get("request_id") or f"00000000-{secrets.token_hex(8)}"
-    body = pydantic_core.to_json({"error": error, "request_id": request_id})
+    told = {"error": error, "request_id": f"00000000-{secrets.token_hex(8)}"}
+    if scope["path"].startswith("/v2"):
+        told = {"error": refusal.message}
+    body = pydantic_core.to_json(told)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -16,7 +16,7 @@ import jax
 import uvicorn
 
 from jaxrec.serving.app import SCOPES, make_app
-from jaxrec.serving.audit import Audit
+from jaxrec.serving.audit import AuditLog
 from jaxrec.serving.batching import THREAD, Batcher
 from jaxrec.serving.deployment import Change, Deployment, Model, Models, Role, seen_of
 from jaxrec.serving.engine import Engine
@@ -111,7 +111,7 @@ class _Server:
         self.metrics = Metrics()
         self.health = Health()
         self.keys = _Watched(load_keys, config.keys)
-        self.audit: Audit | None = None
+        self.audit: AuditLog | None = None
 
     async def run(self) -> None:
         config = self.config
@@ -129,7 +129,7 @@ class _Server:
             if config.histories is not None:
                 await import_histories(state, config.histories, self.say)
             if config.audit_log is not None:
-                self.audit = Audit(
+                self.audit = AuditLog(
                     config.audit_log,
                     log_users=config.log_users,
                     on_lost=self.metrics.audit_lost.inc,

@@ -26,6 +26,7 @@ from jaxrec.typing import UserError
 _MOST_EXCLUDED = 1024
 _SHADOWS = 256
 _NO_FILTERS = Filters()
+_NOTHING = np.zeros(0, np.int32)
 
 
 class Refusal(Exception):
@@ -133,8 +134,8 @@ class Service:
         self.metrics.impression(model.served, body["experiment"])
         self.metrics.stage("rules", time.perf_counter() - started)
         applied = sorted({reason.name for one in ranked for reason in one.reasons if reason.name})
-        note = _note(body, user=ask.user, k=ask.k, num_items=len(ranked))
-        return Reply(body, {**note, "rules": model.rules.version, "rules_applied": applied})
+        note = _note(body, user=ask.user, k=ask.k, items=len(ranked))
+        return Reply(body, {**note, "rules": model.rules.version, "applied": applied})
 
     async def score(self, ask: ScoreRequest) -> Reply:
         """Scores items. Raises Refusal."""
@@ -147,16 +148,42 @@ class Service:
         self.metrics.ids("item", len(found), len(unknown))
         of: dict[str, float] = {}
         if len(items):
-            query = Query("score", history=_newest(model, known.history), user=known.user)
-            query = query._replace(items=items)
-            timed = await self._compute(model, query, ask.timeout_ms)
-            ids = model.catalogue.ids
-            scores = timed.answer.scores.tolist()
-            of = {ids[n]: score for n, score in zip(items.tolist(), scores, strict=True)}
+            scores = await self._scores(model, known, items, ask.timeout_ms)
+            of = {
+                model.catalogue.ids[n]: score
+                for n, score in zip(items.tolist(), scores.tolist(), strict=True)
+            }
         body = self._head(role, model)
         body["scores"] = [{"id": id, "score": of.get(id)} for id in ask.items]
         body["unknown_items"] = known.unknown
-        return Reply(body, _note(body, user=ask.user, num_items=len(ask.items)))
+        return Reply(body, _note(body, user=ask.user, items=len(ask.items)))
+
+    async def scores(
+        self, model: Model, *, history: np.ndarray | None, user: str | None, items: np.ndarray
+    ) -> np.ndarray:
+        """Returns (c,) float32 scores of items (c,) int32, -inf at 0, as `score` does by ids.
+
+        Args:
+          model: what scores.
+          history: (l,) int32 items, oldest first; 0 is left out.
+          user: the user's id, for models that know users.
+          items: what to score.
+
+        Raises:
+          Refusal: when the model knows nothing of who is asking, or has no time.
+        """
+        seen = _NOTHING if history is None else history[history > 0]
+        known = _Known(seen, [], model.catalogue.user(user))
+        if not _answerable(model, known):
+            raise _unknown(user, None if history is None else [""] * len(history))
+        return await self._scores(model, known, items, None)
+
+    async def _scores(
+        self, model: Model, known: _Known, items: np.ndarray, timeout_ms: int | None
+    ) -> np.ndarray:
+        history = _newest(model, known.history)
+        query = Query("score", history=history, user=known.user, items=items)
+        return (await self._compute(model, query, timeout_ms)).answer.scores
 
     async def similar(self, ask: SimilarRequest) -> Reply:
         """Finds the items most like one. Raises Refusal."""
@@ -171,7 +198,7 @@ class Service:
         body = self._head(role, model)
         pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
         body["items"] = [_item(model, n, score) for n, score in pairs if n][: ask.k]
-        return Reply(body, _note(body, k=ask.k, num_items=len(body["items"])))
+        return Reply(body, _note(body, k=ask.k, items=len(body["items"])))
 
     async def add(self, ask: EventsRequest) -> Reply:
         """Stores events; when it returns they are durable. Raises Refusal."""
@@ -195,7 +222,7 @@ class Service:
         _, unknown = model.catalogue.indices(event.item for event in events)
         self.metrics.ids("item", len(events), len(unknown))
         body = {"accepted": len(events), "unknown_items": unknown}
-        return Reply(body, {"num_items": len(events)})
+        return Reply(body, {"items": len(events)})
 
     def _choose(self, key: str, asked: Role | None) -> tuple[Role, Model]:
         try:
@@ -228,6 +255,8 @@ class Service:
             timed = await batcher.submit(query, timeout)
         except Overloaded as error:
             raise Refusal(503, "overloaded", f"{error}.", retry_after=error.retry_after) from None
+        except UserError as error:
+            raise Refusal(422, "invalid_request", str(error)) from None
         except DeadlineExceeded:
             raise Refusal(
                 503, "deadline", "the model did not get to it in time.", retry_after=1
