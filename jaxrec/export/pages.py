@@ -33,6 +33,10 @@ _OF_PROGRAMS = {
     "golden.json": "requests, and what the programs answered when they were made",
     "snapshot.json": "how training data and scores were spread, to tell drift by",
 }
+_OF_ONNX = {
+    "*.onnx": "programs for ONNX Runtime and others that read ONNX",
+    "constants.onnx.data": "what these programs read weights and item vectors from",
+}
 _OF_USERS = {"user_ids.npy, users.parquet": "the same of users"}
 _WEIGHTS = """## The weights
 
@@ -52,6 +56,17 @@ Programs are compiled once for each new number of rows or columns. Index 0 is no
 To leave items out for one row, name them in `exclude`. To allow only some, give them a row of
 `masks`, which many rows may share, and its number in `mask`. Lists end with item 0 and score -inf
 where fewer than {k} items are left. `manifest.json` says what `score` and `similar` take.
+
+"""
+_RUN_ONNX = """## Run it without JAX
+
+`pip install onnxruntime`. In this directory:
+
+```python
+{script}```
+
+Weights are in these programs already. Numbers of rows and columns are free, as above, and item ids
+must lie between 0 and {num_items:,}. Products are in float32, whatever the model was trained with.
 
 """
 _SCRIPT = """import json
@@ -88,6 +103,20 @@ recommend = program("recommend")
 items, scores = recommend(weights, vectors, {shown}, exclude, masks, mask{seen_given})
 ids = np.load("item_ids.npy")
 for item, score in zip(np.asarray(items)[0, :10], np.asarray(scores)[0, :10]):
+    print(ids[item], score)
+"""
+_ONNX_SCRIPT = """import numpy as np
+import onnxruntime
+
+inputs = {{
+{inputs}    "exclude": np.zeros((1, 1), np.int32),
+    "masks": np.ones((1, {columns}), bool),
+    "mask": np.zeros(1, np.int32),
+{seen}}}
+session = onnxruntime.InferenceSession("recommend.onnx")
+items, scores = session.run(["items", "scores"], inputs)
+ids = np.load("item_ids.npy")
+for item, score in zip(items[0, :10], scores[0, :10]):
     print(ids[item], score)
 """
 _CARD = """# Model card: {model}
@@ -128,28 +157,44 @@ an online experiment to say.
 def readme(manifest: Mapping[str, Any]) -> str:
     """Returns README.md of an artefact."""
     runs, shown = bool(manifest["programs"]), tuple(manifest["shown"])
-    there = {**_FILES, **(_OF_PROGRAMS if runs else {}), **(_OF_USERS if "users" in shown else {})}
+    with_onnx = "onnx" in manifest
+    there = {**_FILES, **(_OF_PROGRAMS if runs else {}), **(_OF_ONNX if with_onnx else {})}
+    there |= _OF_USERS if "users" in shown else {}
     rows = [f"| {name} | {what} |" for name, what in there.items()]
     page = _README.format(title=manifest["model"], files="\n".join(rows), **manifest)
     if runs:
         fills = "short histories on the left" if "history" in shown else "short lists in `exclude`"
         page += _RUN.format(script=script(manifest), fills=fills, **manifest)
+    if with_onnx:
+        page += _RUN_ONNX.format(script=onnx_script(manifest), **manifest)
     return page + _WEIGHTS
+
+
+def _asks(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the code of an example of what the model is shown."""
+    newest = list(range(1, 1 + min(3, manifest["max_len"], manifest["num_items"])))
+    asks = {"users": "np.array([1], np.int32)", "history": f"np.array([{newest}], np.int32)"}
+    return {name: asks[name] for name in manifest["shown"]}
+
+
+def onnx_script(manifest: Mapping[str, Any]) -> str:
+    """Returns a program of Python that recommends with ONNX Runtime."""
+    asks = _asks(manifest)
+    return _ONNX_SCRIPT.format(
+        inputs="".join(f'    "{name}": {ask},\n' for name, ask in asks.items()),
+        columns=manifest["num_items"] + 1,
+        seen='    "mask_seen": np.ones(1, bool),\n' if "history" in asks else "",
+    )
 
 
 def script(manifest: Mapping[str, Any]) -> str:
     """Returns a program of Python that recommends with an artefact and does not know jaxrec."""
-    shown = tuple(manifest["shown"])
-    newest = list(range(1, 1 + min(3, manifest["max_len"], manifest["num_items"])))
-    asks = {
-        "users": "users = np.array([1], np.int32)",
-        "history": f"history = np.array([{newest}], np.int32)  # oldest first",
-    }
-    with_history = "history" in shown
+    asks = _asks(manifest)
+    with_history = "history" in asks
     return _SCRIPT + _ASK.format(
-        ask="\n".join(asks[name] for name in shown),
+        ask="\n".join(f"{name} = {ask}" for name, ask in asks.items()),
         columns=manifest["num_items"] + 1,
-        shown=", ".join(shown),
+        shown=", ".join(asks),
         seen_made="\nmask_seen = np.ones(1, bool)" if with_history else "",
         seen_given=", mask_seen" if with_history else "",
     )
