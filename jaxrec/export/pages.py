@@ -42,6 +42,10 @@ _WEIGHTS = """## The weights
 
 `safetensors.numpy.load_file("weights.safetensors")` reads them, and so does `safetensors.torch`. A
 dense layer's `kernel` is (inputs, outputs): the transpose of the `weight` of a `torch.nn.Linear`.
+
+| name | shape | dtype | in PyTorch |
+|---|---|---|---|
+{rows}
 """
 _RUN = """## Run it
 
@@ -154,8 +158,8 @@ an online experiment to say.
 """
 
 
-def readme(manifest: Mapping[str, Any]) -> str:
-    """Returns README.md of an artefact."""
+def readme(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
+    """Returns README.md of an artefact with weights of these names."""
     runs, shown = bool(manifest["programs"]), tuple(manifest["shown"])
     with_onnx = "onnx" in manifest
     there = {**_FILES, **(_OF_PROGRAMS if runs else {}), **(_OF_ONNX if with_onnx else {})}
@@ -167,7 +171,21 @@ def readme(manifest: Mapping[str, Any]) -> str:
         page += _RUN.format(script=script(manifest), fills=fills, **manifest)
     if with_onnx:
         page += _RUN_ONNX.format(script=onnx_script(manifest), **manifest)
-    return page + _WEIGHTS
+    told = (
+        f"| `{name}` | {tuple(leaf.shape)} | {leaf.dtype.name} | {_in_pytorch(name, weights)} |"
+        for name, leaf in weights.items()
+    )
+    return page + _WEIGHTS.format(rows="\n".join(told))
+
+
+def _in_pytorch(name: str, weights: Mapping[str, Any]) -> str:
+    """Returns what a weight is in PyTorch; "" for what has no counterpart there."""
+    module, _, last = name.rpartition(".")
+    if f"{module}.codes" in weights or last in ("codes", "codebooks", "norms"):
+        return ""
+    kinds = {"table": "Embedding.weight", "kernel": "Linear.weight.T", "bias": "bias"}
+    norm = "LayerNorm.weight" if f"{module}.bias" in weights else "RMSNorm.weight"
+    return (kinds | {"scale": norm}).get(last, "Parameter")
 
 
 def _asks(manifest: Mapping[str, Any]) -> dict[str, str]:

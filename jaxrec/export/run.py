@@ -176,7 +176,7 @@ def export_run(
         write_json(new / "config.json", to_dict(config))
         card = model_card(manifest, dataset, config, params, evaluations)
         (new / "model_card.md").write_text(card, encoding="utf-8")
-        (new / "README.md").write_text(readme(manifest), encoding="utf-8")
+        (new / "README.md").write_text(readme(manifest, by_name(params)), encoding="utf-8")
         files = {file.name: describe_file(file) for file in sorted(new.iterdir())}
         manifest["fingerprints"] = {
             "items": dataset.manifest.item_fingerprint,

@@ -211,7 +211,7 @@ def test_an_artefact_appears_whole_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workdir, output = exported("mf").workdir, tmp_path / "out"
-    monkeypatch.setattr(export_module, "readme", lambda manifest: 1 / 0)
+    monkeypatch.setattr(export_module, "readme", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_run(workdir, dataset, output, measure=False)
     assert not list(tmp_path.iterdir())
