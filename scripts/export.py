@@ -2,6 +2,8 @@
 
 python scripts/export.py --workdir=runs/a --output=artefacts/a
 
+python scripts/export.py --workdir=runs/a --output=artefacts/a --format=stablehlo,onnx
+
 The directory holds programs for CPU, CUDA and TPU, weights, ids and metadata of items, the config,
 a model card with measured metrics, and README.md, whose script runs it with jax and NumPy. Adapted,
 quantised and pruned models are exported as any other. docs/export.md tells more.

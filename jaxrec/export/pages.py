@@ -33,11 +33,19 @@ _OF_PROGRAMS = {
     "golden.json": "requests, and what the programs answered when they were made",
     "snapshot.json": "how training data and scores were spread, to tell drift by",
 }
+_OF_ONNX = {
+    "*.onnx": "programs for ONNX Runtime and others that read ONNX",
+    "constants.onnx.data": "what these programs read weights and item vectors from",
+}
 _OF_USERS = {"user_ids.npy, users.parquet": "the same of users"}
 _WEIGHTS = """## The weights
 
 `safetensors.numpy.load_file("weights.safetensors")` reads them, and so does `safetensors.torch`. A
 dense layer's `kernel` is (inputs, outputs): the transpose of the `weight` of a `torch.nn.Linear`.
+
+| name | shape | dtype | in PyTorch |
+|---|---|---|---|
+{rows}
 """
 _RUN = """## Run it
 
@@ -52,6 +60,17 @@ Programs are compiled once for each new number of rows or columns. Index 0 is no
 To leave items out for one row, name them in `exclude`. To allow only some, give them a row of
 `masks`, which many rows may share, and its number in `mask`. Lists end with item 0 and score -inf
 where fewer than {k} items are left. `manifest.json` says what `score` and `similar` take.
+
+"""
+_RUN_ONNX = """## Run it without JAX
+
+`pip install onnxruntime`. In this directory:
+
+```python
+{script}```
+
+Weights are in these programs already. Numbers of rows and columns are free, as above, and item ids
+must lie between 0 and {num_items:,}. Products are in float32, whatever the model was trained with.
 
 """
 _SCRIPT = """import json
@@ -90,6 +109,20 @@ ids = np.load("item_ids.npy")
 for item, score in zip(np.asarray(items)[0, :10], np.asarray(scores)[0, :10]):
     print(ids[item], score)
 """
+_ONNX_SCRIPT = """import numpy as np
+import onnxruntime
+
+inputs = {{
+{inputs}    "exclude": np.zeros((1, 1), np.int32),
+    "masks": np.ones((1, {columns}), bool),
+    "mask": np.zeros(1, np.int32),
+{seen}}}
+session = onnxruntime.InferenceSession("recommend.onnx")
+items, scores = session.run(["items", "scores"], inputs)
+ids = np.load("item_ids.npy")
+for item, score in zip(items[0, :10], scores[0, :10]):
+    print(ids[item], score)
+"""
 _CARD = """# Model card: {model}
 
 ## What it is
@@ -125,31 +158,61 @@ an online experiment to say.
 """
 
 
-def readme(manifest: Mapping[str, Any]) -> str:
-    """Returns README.md of an artefact."""
+def readme(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
+    """Returns README.md of an artefact with weights of these names."""
     runs, shown = bool(manifest["programs"]), tuple(manifest["shown"])
-    there = {**_FILES, **(_OF_PROGRAMS if runs else {}), **(_OF_USERS if "users" in shown else {})}
+    with_onnx = "onnx" in manifest
+    there = {**_FILES, **(_OF_PROGRAMS if runs else {}), **(_OF_ONNX if with_onnx else {})}
+    there |= _OF_USERS if "users" in shown else {}
     rows = [f"| {name} | {what} |" for name, what in there.items()]
     page = _README.format(title=manifest["model"], files="\n".join(rows), **manifest)
     if runs:
         fills = "short histories on the left" if "history" in shown else "short lists in `exclude`"
         page += _RUN.format(script=script(manifest), fills=fills, **manifest)
-    return page + _WEIGHTS
+    if with_onnx:
+        page += _RUN_ONNX.format(script=onnx_script(manifest), **manifest)
+    told = (
+        f"| `{name}` | {tuple(leaf.shape)} | {leaf.dtype.name} | {_in_pytorch(name, weights)} |"
+        for name, leaf in weights.items()
+    )
+    return page + _WEIGHTS.format(rows="\n".join(told))
+
+
+def _in_pytorch(name: str, weights: Mapping[str, Any]) -> str:
+    """Returns what a weight is in PyTorch; "" for what has no counterpart there."""
+    module, _, last = name.rpartition(".")
+    if f"{module}.codes" in weights or last in ("codes", "codebooks", "norms"):
+        return ""
+    kinds = {"table": "Embedding.weight", "kernel": "Linear.weight.T", "bias": "bias"}
+    norm = "LayerNorm.weight" if f"{module}.bias" in weights else "RMSNorm.weight"
+    return (kinds | {"scale": norm}).get(last, "Parameter")
+
+
+def _asks(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the code of an example of what the model is shown."""
+    newest = list(range(1, 1 + min(3, manifest["max_len"], manifest["num_items"])))
+    asks = {"users": "np.array([1], np.int32)", "history": f"np.array([{newest}], np.int32)"}
+    return {name: asks[name] for name in manifest["shown"]}
+
+
+def onnx_script(manifest: Mapping[str, Any]) -> str:
+    """Returns a program of Python that recommends with ONNX Runtime."""
+    asks = _asks(manifest)
+    return _ONNX_SCRIPT.format(
+        inputs="".join(f'    "{name}": {ask},\n' for name, ask in asks.items()),
+        columns=manifest["num_items"] + 1,
+        seen='    "mask_seen": np.ones(1, bool),\n' if "history" in asks else "",
+    )
 
 
 def script(manifest: Mapping[str, Any]) -> str:
     """Returns a program of Python that recommends with an artefact and does not know jaxrec."""
-    shown = tuple(manifest["shown"])
-    newest = list(range(1, 1 + min(3, manifest["max_len"], manifest["num_items"])))
-    asks = {
-        "users": "users = np.array([1], np.int32)",
-        "history": f"history = np.array([{newest}], np.int32)  # oldest first",
-    }
-    with_history = "history" in shown
+    asks = _asks(manifest)
+    with_history = "history" in asks
     return _SCRIPT + _ASK.format(
-        ask="\n".join(asks[name] for name in shown),
+        ask="\n".join(f"{name} = {ask}" for name, ask in asks.items()),
         columns=manifest["num_items"] + 1,
-        shown=", ".join(shown),
+        shown=", ".join(asks),
         seen_made="\nmask_seen = np.ones(1, bool)" if with_history else "",
         seen_given=", mask_seen" if with_history else "",
     )

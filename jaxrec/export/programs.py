@@ -105,19 +105,19 @@ def make_programs(spec: Spec, params: Params) -> dict[str, Program]:
     limits = ("exclude", "masks", "mask", *seen)
     given = ("weights", "vectors", *spec.shown)
     made = {}
-    with _portable():
+    with portable():
         for name, function, inputs, outputs in (
-            ("items", _items, ("weights",), ("vectors",)),
+            ("items", item_vectors, ("weights",), ("vectors",)),
             ("recommend", _recommend, (*given, *limits), ("items", "scores")),
-            ("score", _score, (*given, "items"), ("scores",)),
+            ("score", score, (*given, "items"), ("scores",)),
             ("similar", _similar, ("vectors", "item"), ("items", "scores")),
         ):
-            shapes = _shapes(spec, weights, inputs)
+            shapes = shapes_of(spec, weights, inputs)
             made[name] = _lower(functools.partial(function, spec), name, shapes, outputs)
     return made
 
 
-def _shapes(spec: Spec, weights: dict[str, Any], inputs: tuple[str, ...]) -> dict[str, Any]:
+def shapes_of(spec: Spec, weights: dict[str, Any], inputs: tuple[str, ...]) -> dict[str, Any]:
     """Returns what a program takes, by name."""
     longest = [f"l <= {spec.max_len}"] if "history" in inputs else []
     symbols = export.symbolic_shape("b, l, c, e, g", constraints=longest)
@@ -129,7 +129,7 @@ def _shapes(spec: Spec, weights: dict[str, Any], inputs: tuple[str, ...]) -> dic
 
     shapes = {
         "weights": weights,
-        "vectors": jax.eval_shape(functools.partial(_items, spec), weights),
+        "vectors": jax.eval_shape(functools.partial(item_vectors, spec), weights),
         **{name: array(jnp.int32, *_SHOWN[name]) for name in spec.shown},
         "exclude": array(jnp.int32, "b", "e"),
         "masks": array(jnp.bool_, "g", rows),
@@ -142,7 +142,7 @@ def _shapes(spec: Spec, weights: dict[str, Any], inputs: tuple[str, ...]) -> dic
 
 
 @contextmanager
-def _portable() -> Iterator[None]:
+def portable() -> Iterator[None]:
     """Traces as for a CPU, whose code runs anywhere, and leaves out where the source lies.
 
     A GPU's fused kernels could not be lowered for the other kinds, and files and lines would make
@@ -166,12 +166,13 @@ def _lower(
 
     program.__name__ = name
     lowered = export.export(jax.jit(program), platforms=PLATFORMS)(*inputs.values())
-    taken = (_told(key, value) for key, value in inputs.items())
-    given = (_told(key, value) for key, value in zip(outputs, lowered.out_avals, strict=True))
+    taken = (told(key, value) for key, value in inputs.items())
+    given = (told(key, value) for key, value in zip(outputs, lowered.out_avals, strict=True))
     return Program(bytes(lowered.serialize()), tuple(taken), tuple(given))
 
 
-def _told(name: str, value: Any) -> dict[str, Any]:
+def told(name: str, value: Any) -> dict[str, Any]:
+    """Returns what a manifest says of an input or output; a free size is a letter."""
     if isinstance(value, dict):
         return {"name": name}
     shape = [n if isinstance(n, int) else str(n) for n in value.shape]
@@ -182,11 +183,13 @@ def _bind(spec: Spec, weights: dict[str, jax.Array]) -> Any:
     return spec.model.bind(nest({name.replace(".", "/"): x for name, x in weights.items()}))
 
 
-def _items(spec: Spec, weights: dict[str, jax.Array]) -> jax.Array:
+def item_vectors(spec: Spec, weights: dict[str, jax.Array]) -> jax.Array:
+    """Returns (V, dim)."""
     return _bind(spec, weights).item_vectors()[: spec.num_items + 1]
 
 
-def _users(spec: Spec, weights: dict[str, jax.Array], shown: dict[str, Any]) -> jax.Array:
+def user_vectors(spec: Spec, weights: dict[str, jax.Array], shown: dict[str, Any]) -> jax.Array:
+    """Returns (b, dim)."""
     return _bind(spec, weights).user_vectors(Batch(**shown))
 
 
@@ -204,7 +207,7 @@ def _recommend(
         seen = jnp.where(mask_seen[:, None], shown["history"], 0)
         exclude = jnp.concatenate([exclude, seen], axis=1)
     scores, items = top_k_dot(
-        _users(spec, weights, shown),
+        user_vectors(spec, weights, shown),
         vectors,
         spec.k,
         exclude=exclude,
@@ -215,16 +218,17 @@ def _recommend(
     return items, scores
 
 
-def _score(
+def score(
     spec: Spec,
     weights: dict[str, jax.Array],
     vectors: jax.Array,
     items: jax.Array,
     **shown: jax.Array,
 ) -> jax.Array:
+    """Returns (b, c) scores; -inf of what is no item."""
     scores = jnp.einsum(
         "bd,bcd->bc",
-        _users(spec, weights, shown),
+        user_vectors(spec, weights, shown),
         jnp.take(vectors, items, axis=0, mode="clip"),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
@@ -233,11 +237,16 @@ def _score(
 
 
 def _similar(spec: Spec, vectors: jax.Array, item: jax.Array) -> tuple[jax.Array, jax.Array]:
+    vectors = units(vectors)
+    rows = jnp.take(vectors, item, axis=0, mode="clip")
+    scores, items = top_k_dot(rows, vectors, spec.k, exclude=item[:, None], chunk=spec.chunk)
+    return items, scores
+
+
+def units(vectors: jax.Array) -> jax.Array:
+    """Returns (V, dim) vectors of length 1, without the columns that are the same for all items."""
     vectors = vectors.astype(jnp.float32)
     # A column of ones, with which a model adds a bias, would make all items look alike.
     vectors = jnp.where(jnp.any(vectors[1:] != vectors[1:2], axis=0)[None], vectors, 0.0)
     lengths = jnp.sqrt(jnp.sum(jnp.square(vectors), axis=1, keepdims=True))
-    units = vectors / jnp.where(lengths > 0, lengths, 1.0)
-    rows = jnp.take(units, item, axis=0, mode="clip")
-    scores, items = top_k_dot(rows, units, spec.k, exclude=item[:, None], chunk=spec.chunk)
-    return items, scores
+    return vectors / jnp.where(lengths > 0, lengths, 1.0)

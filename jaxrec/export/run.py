@@ -34,10 +34,16 @@ from jaxrec.export.pages import model_card, name_of, readme
 from jaxrec.export.programs import Spec, by_name, make_programs
 from jaxrec.export.samples import answers_of, golden_of, snapshot_of
 from jaxrec.export.weights import write_weights
+from jaxrec.functional import functional_of
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import Experiment, load_trained
 from jaxrec.training.trained import fetch
 from jaxrec.typing import Params, UserError
+
+NO_ONNX = (
+    "ONNX files are written with the package onnx, which is not here. Install it: "
+    "pip install 'jaxrec[onnx]'."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,18 @@ class _Source:
     def shown(self) -> tuple[str, ...]:
         return tuple(sorted(fields_read(self.experiment.config.data), reverse=True))
 
+    @property
+    def spec(self) -> Spec:
+        config = self.experiment.config
+        return Spec(
+            model=self.experiment.model,
+            shown=self.shown,
+            num_items=self.experiment.dataset.num_items,
+            max_len=max_len_of(config.data),
+            k=self.k,
+            chunk=config.evaluation.item_chunk,
+        )
+
 
 def _write_weights(source: _Source, output: Path) -> dict[str, Any]:
     write_weights(jax.device_get(by_name(source.params)), output / WEIGHTS)
@@ -59,26 +77,35 @@ def _write_weights(source: _Source, output: Path) -> dict[str, Any]:
 
 
 def _write_stablehlo(source: _Source, output: Path) -> dict[str, Any]:
-    config = source.experiment.config
-    spec = Spec(
-        model=source.experiment.model,
-        shown=source.shown,
-        num_items=source.experiment.dataset.num_items,
-        max_len=max_len_of(config.data),
-        k=source.k,
-        chunk=config.evaluation.item_chunk,
-    )
     told = {}
-    for name, program in make_programs(spec, source.params).items():
+    for name, program in make_programs(source.spec, source.params).items():
         file = f"{name}.stablehlo"
         (output / file).write_bytes(program.data)
         told[name] = {"file": file, "inputs": program.inputs, "outputs": program.outputs}
     return {"programs": told}
 
 
+def _write_onnx(source: _Source, output: Path) -> dict[str, Any]:
+    from jaxrec.export.onnx_programs import write_onnx
+
+    model = functional_of(_in_float32(source.experiment.config.model))
+    return {
+        "onnx": write_onnx(dataclasses.replace(source.spec, model=model), source.params, output)
+    }
+
+
+def _in_float32(config: Any) -> Any:
+    """Returns a model's config with all products in float32: runtimes have no others on a CPU."""
+    fields = {field.name for field in dataclasses.fields(config)}
+    changes: dict[str, Any] = {"compute_dtype": "float32"} if "compute_dtype" in fields else {}
+    changes |= {"model": _in_float32(config.model)} if "model" in fields else {}
+    return dataclasses.replace(config, **changes)
+
+
 FORMATS: dict[str, Callable[[_Source, Path], dict[str, Any]]] = {
     "safetensors": _write_weights,
     "stablehlo": _write_stablehlo,
+    "onnx": _write_onnx,
 }
 """Writes the files of a format; returns what the manifest says of them."""
 
@@ -149,7 +176,7 @@ def export_run(
         write_json(new / "config.json", to_dict(config))
         card = model_card(manifest, dataset, config, params, evaluations)
         (new / "model_card.md").write_text(card, encoding="utf-8")
-        (new / "README.md").write_text(readme(manifest), encoding="utf-8")
+        (new / "README.md").write_text(readme(manifest, by_name(params)), encoding="utf-8")
         files = {file.name: describe_file(file) for file in sorted(new.iterdir())}
         manifest["fingerprints"] = {
             "items": dataset.manifest.item_fingerprint,
@@ -174,6 +201,8 @@ def check_request(output: Path, formats: Sequence[str], k: int) -> None:
         raise UserError(f"say at least one format, of {', '.join(FORMATS)}.")
     if "stablehlo" in formats and importlib.util.find_spec("flatbuffers") is None:
         raise UserError(NO_FLATBUFFERS)
+    if "onnx" in formats and importlib.util.find_spec("onnx") is None:
+        raise UserError(NO_ONNX)
     if k < 1:
         raise UserError(f"k must be at least 1; got {k}.")
 

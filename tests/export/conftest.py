@@ -15,9 +15,9 @@ from jaxrec.data import PairData, SequenceData, write_content
 from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import EvaluationConfig
 from jaxrec.export import Artefact, load_artefact
-from jaxrec.export.run import export_run
+from jaxrec.export.run import FORMATS, export_run
 from jaxrec.finetuning import LoRA
-from jaxrec.models import matrix_factorization, sasrec
+from jaxrec.models import Head, WithHeads, matrix_factorization, sasrec
 from jaxrec.models.content import WithContent
 from jaxrec.objectives import BPR, FullSoftmax
 from jaxrec.training import Experiment, ExperimentConfig, TrainingConfig, save_trained
@@ -31,7 +31,9 @@ MODELS: dict[str, Any] = {
     "ligr": dataclasses.replace(
         SASREC, tied=False, block="ligr", temperature=0.1, positions="rotary"
     ),
-    "post_norm": dataclasses.replace(SASREC, block="post_norm", compute_dtype="bfloat16"),
+    "post_norm": dataclasses.replace(
+        SASREC, block="post_norm", compute_dtype="bfloat16", remat=True
+    ),
     "mf": MF,
     "bfloat16": MF,  # whose tables were trained as such
     "int8": Quantized(model=SASREC),
@@ -40,6 +42,10 @@ MODELS: dict[str, Any] = {
     "aware": QuantizationAware(model=SASREC, bits=4),
     "lora": LoRA(model=SASREC, rank=2, on=("*/kernel", "items/table")),
     "pruned": SASREC.narrowed(dim=6, num_heads=1, hidden=5),
+    "heads": WithHeads(
+        model=dataclasses.replace(SASREC, positions="none", activation="relu"),
+        heads=(Head(name="rating"),),
+    ),
     "content": SASREC,  # wrapped in `experiment_of`, which knows where content is
 }
 
@@ -114,7 +120,8 @@ def exported(
             experiment = _experiment_of(name, dataset, directory)
             params = _params_of(experiment)
             save_trained(experiment, params, directory / "run")
-            export_run(directory / "run", dataset, directory / "artefact", k=7, measure=False)
+            options: dict[str, Any] = {"formats": tuple(FORMATS), "k": 7, "measure": False}
+            export_run(directory / "run", dataset, directory / "artefact", **options)
             artefact = load_artefact(directory / "artefact")
             made[name] = Exported(experiment, params, directory / "run", artefact)
         return made[name]

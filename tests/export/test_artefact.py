@@ -19,19 +19,19 @@ from jaxrec.evaluation import requests_for
 from jaxrec.export import load_artefact
 from jaxrec.export import run as export_module
 from jaxrec.export.artefact import describe_file, fingerprint_of
-from jaxrec.export.run import export_run
+from jaxrec.export.run import FORMATS, export_run
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import load_trained
 from jaxrec.typing import UserError
 
-# A process in which only jax, NumPy and what they need can be imported.
+# A process in which some packages cannot be imported.
 ALONE = """
 import sys
 
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("jaxrec", "flax", "optax", "orbax", "pandas", "safetensors"):
+        if name.split(".")[0] in sys.argv[2].split(","):
             raise ImportError(f"{name} is not for this process")
 
 
@@ -57,16 +57,19 @@ def rewrite_manifest(path: Path, **changes: Any) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.parametrize("runtime", ["jax", "onnx"])
 @pytest.mark.parametrize("name", ["sasrec", "mf", "pq"])
-def test_the_script_of_the_readme_needs_no_jaxrec(
-    name: str, exported: Callable[[str], Any], dataset: Dataset, tmp_path: Path
+def test_the_scripts_of_the_readme_need_no_jaxrec_or_even_no_jax(
+    name: str, runtime: str, exported: Callable[[str], Any], dataset: Dataset, tmp_path: Path
 ) -> None:
     model = exported(name)
     text = (model.artefact.path / "README.md").read_text()
-    (script,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scripts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    script = scripts[["jax", "onnx"].index(runtime)]
     (tmp_path / "script.py").write_text(script)
+    refused = "jaxrec,flax,optax,orbax,pandas,safetensors" + ",jax,onnx" * (runtime == "onnx")
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(tmp_path / "script.py")],
+        [sys.executable, "-c", ALONE, str(tmp_path / "script.py"), refused],
         cwd=model.artefact.path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
@@ -89,14 +92,14 @@ def test_the_same_parameters_make_the_same_bytes_on_any_mesh(
     name: str, exported: Callable[[str], Any], dataset: Dataset, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(exported(name).workdir, tmp_path / "run")
-    export_run(workdir, dataset, tmp_path / "one")
+    export_run(workdir, dataset, tmp_path / "one", formats=tuple(FORMATS))
     saved = json.loads((workdir / "config.json").read_text())
     saved["mesh"] = configs.to_dict(MeshConfig(data=2, model=4, tables="row"))
     (workdir / "config.json").write_text(json.dumps(saved))
     _, params, _ = load_trained(workdir, dataset)
     table = params["items"]["table"]
     assert table.shape[0] == 32 and len(table.sharding.device_set) == 8  # 31 rows, filled up
-    export_run(workdir, dataset, tmp_path / "eight")
+    export_run(workdir, dataset, tmp_path / "eight", formats=tuple(FORMATS))
     one, eight = contents(tmp_path / "one"), contents(tmp_path / "eight")
     assert one.keys() == eight.keys() and all(one[name] == eight[name] for name in one)
     assert "| ndcg@10 | 0." in one["model_card.md"].decode()
@@ -208,7 +211,7 @@ def test_an_artefact_appears_whole_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workdir, output = exported("mf").workdir, tmp_path / "out"
-    monkeypatch.setattr(export_module, "readme", lambda manifest: 1 / 0)
+    monkeypatch.setattr(export_module, "readme", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_run(workdir, dataset, output, measure=False)
     assert not list(tmp_path.iterdir())
@@ -230,7 +233,7 @@ def test_weights_alone_are_no_program(
     ("options", "match"),
     [
         ({"k": 0}, "k must be at least 1; got 0"),
-        ({"formats": ["torch"]}, "no format 'torch'. There are: safetensors, stablehlo"),
+        ({"formats": ["torch"]}, "no format 'torch'. There are: safetensors, stablehlo, onnx"),
         ({"formats": []}, "at least one format"),
     ],
 )
@@ -251,6 +254,14 @@ def test_without_flatbuffers_the_package_to_install_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'jaxrec\[export\]'"):
         export_run(tmp_path / "no run", dataset, tmp_path / "out")
+
+
+def test_without_onnx_the_package_to_install_is_named(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'jaxrec\[onnx\]'"):
+        export_run(tmp_path / "no run", dataset, tmp_path / "out", formats=["onnx"])
 
 
 def test_an_output_that_exists_is_left_alone(dataset: Dataset, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from jaxrec.typing import UserError
 
 MAX_LEN = 8
 NAMES = ["sasrec", "ligr", "mf", "bfloat16", "int8", "pq", "lora", "content"]
-SLOW = ["post_norm", "int4", "aware", "pruned"]
+SLOW = ["post_norm", "int4", "aware", "pruned", "heads"]
 
 
 @pytest.fixture(params=[*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])

@@ -1,7 +1,9 @@
 """The safetensors format, byte by byte and against the library where it is installed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +75,63 @@ def test_arrays_beyond_the_end_are_refused(tmp_path: Path) -> None:
 def test_a_dtype_that_the_format_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="x is complex64"):
         write_weights({"x": np.zeros(1, np.complex64)}, tmp_path / "w")
+
+
+def linear(x: np.ndarray, weights: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """torch.nn.Linear, whose weight is (outputs, inputs)."""
+    weight = weights[f"{name}.kernel"].T
+    return x @ weight.T + weights[f"{name}.bias"]
+
+
+def layer_norm(x: np.ndarray, weights: dict[str, np.ndarray], name: str) -> np.ndarray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    spread = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
+    return centred / spread * weights[f"{name}.scale"] + weights[f"{name}.bias"]
+
+
+def test_names_and_shapes_are_enough_to_write_the_model_again(
+    exported: Callable[[str], Any],
+) -> None:
+    artefact = exported("sasrec").artefact
+    weights = read_weights(artefact.path / "weights.safetensors")
+    history = np.array([3, 17, 17, 30, 5])
+    x = weights["items.table"][history] + weights["positions"][: len(history)][::-1]
+    block = "blocks.0"
+    normed = layer_norm(x, weights, f"{block}.attention_norm")
+    qkv = linear(normed, weights, f"{block}.attention.project_in")
+    mixed = []
+    for head in range(2):
+        q, k, v = (part[:, 4 * head : 4 * head + 4] for part in np.split(qkv, 3, axis=1))
+        logits = q @ k.T / 2.0 + np.triu(np.full((5, 5), -np.inf), 1)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        mixed.append(shares / shares.sum(axis=1, keepdims=True) @ v)
+    attended = np.concatenate(mixed, axis=1)
+    x = x + linear(attended, weights, f"{block}.attention.project_out")
+    normed = layer_norm(x, weights, f"{block}.feed_forward_norm")
+    wide = linear(normed, weights, f"{block}.feed_forward.up")
+    wide = wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    x = x + linear(wide, weights, f"{block}.feed_forward.down")
+    user = layer_norm(x, weights, "output_norm")[-1]
+    everything = np.arange(1, 31)[None]
+    found = artefact.score(everything, history=history[None])
+    np.testing.assert_allclose(found[0], weights["items.table"][1:] @ user, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("sasrec", ["| `items.table` | (31, 8) | float32 | Embedding.weight |"]),
+        ("sasrec", ["| `blocks.0.feed_forward.up.kernel` | (8, 12) | float32 | Linear.weight.T |"]),
+        ("sasrec", ["| `output_norm.scale` | (8,) | float32 | LayerNorm.weight |"]),
+        ("ligr", ["| `output_norm.scale` | (8,) | float32 | RMSNorm.weight |"]),
+        ("int8", ["| `items.table.codes` | (31, 8) | int8 |  |"]),
+        ("bfloat16", ["| `users.table` | (41, 6) | bfloat16 | Embedding.weight |"]),
+    ],
+)
+def test_the_readme_lists_all_weights(
+    name: str, rows: list[str], exported: Callable[[str], Any]
+) -> None:
+    artefact = exported(name).artefact
+    text = (artefact.path / "README.md").read_text()
+    assert all(row in text for row in rows)
+    assert all(f"| `{weight}` |" in text for weight in artefact.weights)

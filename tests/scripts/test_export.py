@@ -18,8 +18,9 @@ def test_an_artefact_recommends_what_the_run_does(
 ) -> None:
     output = tmp_path / "artefact"
     flags = (f"--workdir={trained}", f"--output={output}")
-    out = scripts.works("export", *flags, "--k=5")
+    out = scripts.works("export", *flags, "--k=5", "--format=stablehlo,onnx")
     assert "weights.safetensors" in out and "recommend.stablehlo" in out
+    assert "recommend.onnx" in out
     artefact, dataset = load_artefact(output), open_dataset(data)
     assert artefact.fingerprint[:12] in out.splitlines()[-1]
     listed = scripts.works("recommend", f"--workdir={trained}", "--user=7", "-k", "5", "--shown=0")
