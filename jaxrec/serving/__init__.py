@@ -1,0 +1,1 @@
+"""Serving: exported models as a service over HTTP."""
