@@ -1,7 +1,11 @@
-"""Artefacts of tiny models, and what a site would have beside them."""
+"""Artefacts of tiny models, and stores of each kind, with a Redis that tests start and kill."""
 
 import dataclasses
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from jaxrec.export.run import export_run
 from jaxrec.models import matrix_factorization
 from jaxrec.models import sasrec as sasrec_model
 from jaxrec.objectives import BPR, FullSoftmax
+from jaxrec.serving.state import State, open_state
 from jaxrec.training import Experiment, ExperimentConfig, save_trained
 
 CATEGORIES = ("Comedy", "Drama", "Comedy|Drama")
@@ -77,3 +82,66 @@ def sasrec(exported: Callable[[str, int], Path]) -> Artefact:
 @pytest.fixture(scope="session")
 def factorization(exported: Callable[[str, int], Path]) -> Artefact:
     return load_artefact(exported("mf", 0))
+
+
+class RedisServer:
+    """A redis-server of its own on a free port, with each write on the disk before its answer."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = [
+            *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
+            *("--dir", str(folder), "--appendonly", "yes", "--appendfsync", "always"),
+        ]
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while not self._answers():
+            assert self.process.poll() is None and time.monotonic() < deadline, "no Redis came up"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def say(self, command: str) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            connection.sendall(command.encode() + b"\r\n")
+            return connection.recv(4096)
+
+    def _answers(self) -> bool:
+        try:
+            return self.say("PING").startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Holds whatever tests put there; one that needs it empty says FLUSHALL."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., State]:
+    """Opens the one empty store of the test, as often as it likes."""
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.say("FLUSHALL")
+        url = server.url
+    else:
+        url = {"memory": "memory:", "sqlite": f"sqlite:{tmp_path / 'state.db'}"}[request.param]
+
+    def opened(max_events: int = 1000) -> State:
+        return open_state(url, max_events=max_events)
+
+    return opened
