@@ -1,5 +1,1 @@
-<<<<<<< HEAD
 """An artefact as a service over HTTP. `scripts/serve.py` starts it; docs/serving.md tells how."""
-=======
-"""Serving: exported models as a service over HTTP."""
->>>>>>> state
