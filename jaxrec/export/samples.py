@@ -1,7 +1,7 @@
 """What an artefact says of what it was made for: golden requests, and a snapshot for drift."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -79,26 +79,22 @@ def snapshot_of(answers: Answers, popularity: np.ndarray) -> dict[str, Any]:
     """Returns the content of snapshot.json: how requests and answers were spread.
 
     Each feature has ascending `edges`, the `shares` of values in the bins before, between and after
-    them (a bin holds its lower edge), and a sorted `sample`.
+    them (a value at an edge is in the bin before it), and a sorted `sample`.
 
     history_length: events of a user. top_score: of the first item. mean_score: of the first 10.
-    popularity: log(1 + training events) of the first 10 items. unknown_share: of the ids of a
-    request, those that are not in the catalogue.
+    popularity: mean of log(1 + training events) over the first 10 items. unknown_share: of the ids
+    of a request, those that are not in the catalogue.
     """
     items, scores = answers.items[:, :_TOP], answers.scores[:, :_TOP]
-    there = items > 0
-    counted = np.maximum(there.sum(axis=1), 1)
-    some = there.any(axis=1)
-    means = np.where(there, scores, 0.0).sum(axis=1) / counted
+    some = items[:, 0] > 0
+    items, scores = items[some], scores[some]
+    where = items > 0
     return {
-        "requests": len(answers.histories),
-        "features": {
-            "history_length": _spread(len(history) for history in answers.histories),
-            "top_score": _spread(scores[some, 0]),
-            "mean_score": _spread(means[some]),
-            "popularity": _spread(np.log1p(popularity[items[there]])),
-            "unknown_share": {"edges": [0.01, 0.1], "shares": [1.0, 0.0, 0.0], "sample": [0.0]},
-        },
+        "history_length": _spread([len(history) for history in answers.histories]),
+        "top_score": _spread(scores[:, 0]),
+        "mean_score": _spread(np.mean(scores, axis=1, where=where)),
+        "popularity": _spread(np.mean(np.log1p(popularity[items]), axis=1, where=where)),
+        "unknown_share": _spread(np.zeros(1)),
     }
 
 
@@ -131,17 +127,15 @@ def _newest(histories: list[np.ndarray], columns: int) -> np.ndarray:
     return rows
 
 
-def _spread(values: Iterable[float]) -> dict[str, list[float]]:
-    ordered = np.sort(np.fromiter(values, np.float64))
-    if not len(ordered):
-        return {"edges": [], "shares": [1.0], "sample": []}
-    edges = np.unique(_plain(np.quantile(ordered, np.arange(1, _BINS) / _BINS)))
-    bins = np.searchsorted(edges, ordered, side="right")
+def _spread(values: Sequence[float] | np.ndarray) -> dict[str, list[float]]:
+    ordered = np.sort(_plain(values) or [0.0])
+    edges = np.unique(np.quantile(ordered, np.arange(1, _BINS) / _BINS))
+    bins = np.searchsorted(edges, ordered, side="left")
     shares = np.bincount(bins, minlength=len(edges) + 1) / len(ordered)
     sample = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), _KEPT)).round().astype(int)]
-    return {"edges": edges.tolist(), "shares": _plain(shares), "sample": _plain(sample)}
+    return {"edges": edges.tolist(), "shares": _plain(shares), "sample": sample.tolist()}
 
 
-def _plain(values: np.ndarray) -> list[float]:
+def _plain(values: Sequence[float] | np.ndarray) -> list[float]:
     """Returns numbers with as many digits as mean something."""
     return [float(f"{value:.7g}") for value in values]

@@ -120,14 +120,15 @@ def test_a_snapshot_spreads_over_bins_as_counted_by_hand() -> None:
     items = np.array([[1, 2, 0]] * 9 + [[0, 0, 0]])
     scores = np.array([[i, i - 1.0, -np.inf] for i in range(9)] + [[-np.inf] * 3])
     answers = Answers([np.ones(n, int) for n in lengths], {}, np.zeros((10, 1)), items, scores)
-    features = snapshot_of(answers, np.array([0, 0, 9]))["features"]
+    features = snapshot_of(answers, np.array([0, 0, 9]))
     length = features["history_length"]
     assert length["sample"] == lengths
-    shares = [sum(low <= x < high for x in lengths) / 10 for low, high in _bins(length["edges"])]
-    assert length["shares"] == shares and length["edges"][0] == 1 and shares[0] == 0
+    shares = [sum(low < x <= high for x in lengths) / 10 for low, high in _bins(length["edges"])]
+    assert length["shares"] == shares and length["edges"][0] == 1 and shares[0] == 0.4
     assert features["top_score"]["sample"] == list(range(9))
     assert features["mean_score"]["sample"] == [i - 0.5 for i in range(9)]
-    assert features["popularity"]["sample"] == pytest.approx([0.0] * 9 + [np.log(10)] * 9)
+    assert features["popularity"]["sample"] == pytest.approx([np.log(10) / 2] * 9)
+    assert features["popularity"]["shares"] == [1, 0]
     assert all(sum(told["shares"]) == pytest.approx(1) for told in features.values())
 
 
@@ -137,7 +138,7 @@ def _bins(edges: list[float]) -> Any:
 
 def test_a_snapshot_is_of_the_artefact(exported: Callable[[str], Any], dataset: Dataset) -> None:
     artefact = exported("sasrec").artefact
-    features = artefact.snapshot["features"]
+    features = artefact.snapshot
     lengths = np.bincount(dataset.users[dataset.split == 0], minlength=41)
     assert set(features["history_length"]["sample"]) == {n for n in lengths.tolist() if n}
     golden = [row[0] for row in artefact.golden["scores"]]
