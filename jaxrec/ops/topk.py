@@ -84,14 +84,21 @@ def top_k_dot(
         values, order = lax.top_k(values, k)
         return values, jnp.take_along_axis(ids, order, axis=1)
 
-    best = (jnp.full((batch, k), -jnp.inf, jnp.float32), jnp.zeros((batch, k), jnp.int32))
-    whole = num_items // chunk
-    if whole:
+    if num_items <= chunk:  # nothing to merge with
+        values, columns = lax.top_k(score(0, num_items), min(k, num_items))
+        missing = ((0, 0), (0, k - values.shape[1]))
+        best = (
+            jnp.pad(values, missing, constant_values=-jnp.inf),
+            jnp.pad(columns.astype(jnp.int32), missing),
+        )
+    else:
+        best = (jnp.full((batch, k), -jnp.inf, jnp.float32), jnp.zeros((batch, k), jnp.int32))
+        whole = num_items // chunk
         starts = jnp.arange(whole, dtype=jnp.int32) * chunk
         best, _ = lax.scan(lambda carry, start: (merge(carry, start, chunk), None), best, starts)
-    # The rest is a chunk of its own size: padding the catalogue would copy all of it.
-    if num_items % chunk:
-        best = merge(best, whole * chunk, num_items % chunk)
+        # The rest is a chunk of its own size: padding the catalogue would copy all of it.
+        if num_items % chunk:
+            best = merge(best, whole * chunk, num_items % chunk)
     values, ids = best
     return values, jnp.where(values == -jnp.inf, 0, ids + first)
 
