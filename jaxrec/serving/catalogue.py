@@ -1,17 +1,19 @@
 """The items of an artefact by their original ids: what they are called, and how alike they are."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxrec.export import Artefact
+from jaxrec.serving.items import ItemTable
 
 
 class Catalogue:
     """Ids, titles and vectors of items, on the host.
 
     Attributes:
+      items: ids and columns of items.
       ids: the id of each index; "" at 0.
       counts: (num_items + 1,) int64, training events of each item.
       popular: (num_items,) int32, all items, those with most training events first.
@@ -19,9 +21,9 @@ class Catalogue:
 
     def __init__(self, artefact: Artefact) -> None:
         self.artefact = artefact
-        self.ids: list[str] = artefact.item_ids.tolist()
-        self._index = {text: index for index, text in enumerate(self.ids)}
-        self._titles = _titles(artefact)
+        self.items = ItemTable.of(artefact)
+        self.ids = self.items.ids
+        self._titles = _titles(self.items)
         users = [] if artefact.user_ids is None else artefact.user_ids.tolist()
         self._users = {text: index for index, text in enumerate(users)}
         # Most popular first, by training events. Read now: another artefact may come to lie there.
@@ -32,21 +34,6 @@ class Catalogue:
     @property
     def num_items(self) -> int:
         return len(self.ids) - 1
-
-    def indices(self, ids: Iterable[str]) -> tuple[np.ndarray, list[str]]:
-        """Returns (n,) int32 indices of the ids that are known, and the ids that are not."""
-        found, unknown = [], []
-        for text in ids:
-            index = self._index.get(text)
-            if index:
-                found.append(index)
-            else:
-                unknown.append(text)
-        return np.array(found, np.int32), unknown
-
-    def index(self, text: str) -> int:
-        """Returns the index of an item, or 0."""
-        return self._index.get(text, 0)
 
     def user(self, text: str | None) -> int:
         """Returns the index of a user that the model knows, or 0."""
@@ -59,7 +46,7 @@ class Catalogue:
     def search(self, query: str, limit: int) -> list[int]:
         """Returns items whose title or id holds the words of a query; exact ids come first."""
         words = query.casefold().split()
-        exact = [index] if (index := self._index.get(query)) else []
+        exact = [index] if (index := self.items.index(query)) else []
         found = (
             index
             for index, text in enumerate(self._searched)
@@ -90,15 +77,8 @@ class Catalogue:
         return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def _titles(artefact: Artefact) -> list[str] | None:
-    from pyarrow import parquet
-
-    path = artefact.path / "items.parquet"
-    if "title" not in parquet.read_schema(path).names:
+def _titles(items: ItemTable) -> list[str] | None:
+    if "title" not in items.columns:
         return None
-    titles = parquet.read_table(path, columns=["title"]).column("title").to_pylist()
-    ids = artefact.item_ids
-    return [
-        "",
-        *(str(ids[n]) if title is None else str(title) for n, title in enumerate(titles, 1)),
-    ]
+    titles = zip(items.ids[1:], items.cells("title"), strict=True)
+    return ["", *(id if title is None else str(title) for id, title in titles)]

@@ -21,6 +21,7 @@ class ItemTable:
     Attributes:
       ids: (V,) the original id of each item, "" at 0.
       columns: the names of the columns.
+      cells: gives the V - 1 cells of a column, from item 1 on; None where nothing is known.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ItemTable:
         self.ids, self.columns = list(ids), tuple(columns)
         self._index = {text: index for index, text in enumerate(self.ids) if index}
         # Columns are kept in the form that was asked for: rules are loaded anew, items are not.
-        self._read = read
+        self.cells = read
         self.values = functools.cache(self._values)
         self.times = functools.cache(self._times)
 
@@ -66,6 +67,10 @@ class ItemTable:
         known = [index for text in ids if (index := self._index.get(text))]
         return np.array(known, np.int32), [text for text in ids if text not in self._index]
 
+    def index(self, text: str) -> int:
+        """Returns the item of an id, or 0."""
+        return self._index.get(text, 0)
+
     def check_column(self, name: str) -> None:
         """Raises UserError, naming the closest one, when there is no such column."""
         if name not in self.columns:
@@ -79,7 +84,7 @@ class ItemTable:
     def _values(self, name: str) -> "Values":
         """Returns the values of a column, such as categories. Raises UserError without it."""
         self.check_column(name)
-        return Values([(), *map(_split, self._read(name))])
+        return Values([(), *map(_split, self.cells(name))])
 
     def _times(self, name: str) -> np.ndarray:
         """Returns (V,) float64 Unix seconds of a column, NaN where nothing is known.
@@ -91,7 +96,7 @@ class ItemTable:
         """
         self.check_column(name)
         times = [math.nan]
-        for index, cell in enumerate(self._read(name), 1):
+        for index, cell in enumerate(self.cells(name), 1):
             try:
                 times.append(_to_seconds(cell))
             except ValueError:

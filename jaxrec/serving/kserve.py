@@ -238,7 +238,7 @@ def _indices(model: Model, values: Sequence[Any]) -> np.ndarray:
     most = model.catalogue.num_items
     return np.array(
         [
-            model.catalogue.index(value)
+            model.catalogue.items.index(value)
             if isinstance(value, str)
             else (value if 0 < value <= most else 0)
             for value in values

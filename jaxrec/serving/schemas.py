@@ -122,7 +122,7 @@ class ScoredItem(BaseModel):
     """An item of a list."""
 
     id: str
-    score: float
+    score: float | None = Field(description="Null for an item that a rule put here.")
     title: str | None = None
     reasons: list[Reason] | None = None
 

@@ -26,7 +26,7 @@ from jaxrec.serving.keys import load_keys
 from jaxrec.serving.limits import Limits
 from jaxrec.serving.listening import Server, listen, protocol
 from jaxrec.serving.metrics import Metrics
-from jaxrec.serving.rules import NO_RULES, Rules, load_rules
+from jaxrec.serving.rules import Rules, load_rules
 from jaxrec.serving.service import Service
 from jaxrec.serving.state import open_state
 from jaxrec.typing import UserError
@@ -198,9 +198,10 @@ class _Server:
         )
 
     def _load_rules(self, model: Model) -> Rules:
-        return (
-            load_rules(self.config.rules, model.catalogue.table) if self.config.rules else NO_RULES
-        )
+        rules = load_rules(self.config.rules, model.catalogue.items)
+        for warning in rules.warnings[:20]:
+            log.warning("%s", warning)
+        return rules
 
     def _changed(self, result: Change, models: Mapping[Role, Model]) -> None:
         self.metrics.reload(result)

@@ -12,8 +12,9 @@ import numpy as np
 from jaxrec.serving.batching import Batcher, DeadlineExceeded, Overloaded, Timed
 from jaxrec.serving.deployment import Model, Models, Role
 from jaxrec.serving.engine import Query
+from jaxrec.serving.masks import NO_FILTERS, Filters
 from jaxrec.serving.metrics import Metrics
-from jaxrec.serving.rules import Candidates, Filters, Ranked
+from jaxrec.serving.rules import Candidates, Ranked
 from jaxrec.serving.schemas import (
     EventsRequest,
     RecommendRequest,
@@ -25,7 +26,6 @@ from jaxrec.typing import UserError
 
 _MOST_EXCLUDED = 1024
 _SHADOWS = 256
-_NO_FILTERS = Filters()
 _NOTHING = np.zeros(0, np.int32)
 
 
@@ -95,10 +95,14 @@ class Service:
         known = await self._known(model, ask.user, ask.history)
         # Time of day decides what is fresh; all steps of a request see the same.
         now, context = time.time(), ask.context or {}
-        filters = _NO_FILTERS
+        filters = NO_FILTERS
         if ask.filters:
             filters = Filters(**{name: getattr(ask.filters, name) for name in _FILTERS})
-        allowed, make_allowed = model.rules.mask(filters, context, now)
+        try:
+            allowed, make_allowed = model.rules.mask(filters, context, now)
+        except UserError as error:
+            raise Refusal(422, "invalid_request", str(error)) from None
+        seen = known.history if ask.exclude_seen else _NOTHING
         fallback = False
         if _answerable(model, known):
             query = _query(model, known, ask.exclude_seen, allowed, make_allowed)
@@ -108,6 +112,7 @@ class Service:
                 items=timed.answer.items[:count],
                 scores=timed.answer.scores[:count],
                 vectors=model.catalogue.units,
+                excluded=seen,
             )
             model.served.answered(
                 history_length=len(known.history),
@@ -119,12 +124,11 @@ class Service:
                 self._shadow(ask, query.mask_seen, candidates.items[: ask.k], model)
         elif ask.fallback == "popular":
             fallback = True
-            seen = known.history if ask.exclude_seen else known.history[:0]
-            candidates = _popular(model, seen, make_allowed if allowed is not None else None)
+            candidates = _popular(model, seen, make_allowed)
         else:
             raise _unknown(ask.user, ask.history)
         started = time.perf_counter()
-        ranked = model.rules.rerank(candidates, ask.k, context, now)
+        ranked = model.rules.rerank(candidates, ask.k, context, now, filters)
         body = self._head(role, model)
         body["items"] = _items(model, ranked, known.history if ask.explain else None, fallback)
         body["unknown_items"] = known.unknown
@@ -144,7 +148,7 @@ class Service:
         if not _answerable(model, known):
             raise _unknown(ask.user, ask.history)
         found = {id: n for n, id in enumerate(ask.items)}
-        items, unknown = model.catalogue.indices(found)
+        items, unknown = model.catalogue.items.indices(found)
         self.metrics.ids("item", len(found), len(unknown))
         of: dict[str, float] = {}
         if len(items):
@@ -190,7 +194,7 @@ class Service:
         role, model = self._choose(ask.item, ask.variant)
         if ask.k > model.artefact.manifest["k"]:
             raise _too_many(ask.k, model)
-        items, unknown = model.catalogue.indices([ask.item])
+        items, unknown = model.catalogue.items.indices([ask.item])
         self.metrics.ids("item", 1, len(unknown))
         if unknown:
             raise Refusal(404, "unknown_item", f"the model does not know the item {ask.item!r}.")
@@ -219,7 +223,7 @@ class Service:
             if event.request_id:
                 self.metrics.feedback(event.request_id[:8], event.type)
         _, model = self.models.choose("", "primary")
-        _, unknown = model.catalogue.indices(event.item for event in events)
+        _, unknown = model.catalogue.items.indices(event.item for event in events)
         self.metrics.ids("item", len(events), len(unknown))
         body = {"accepted": len(events), "unknown_items": unknown}
         return Reply(body, {"items": len(events)})
@@ -241,7 +245,7 @@ class Service:
             except StateUnavailable as error:
                 raise _no_state(error) from None
             self.metrics.stage("state", time.perf_counter() - started)
-        items, unknown = model.catalogue.indices(ids or ())
+        items, unknown = model.catalogue.items.indices(ids or ())
         self.metrics.ids("item", len(items) + len(unknown), len(unknown))
         index = model.catalogue.user(user)
         if "users" in model.artefact.shown:
@@ -298,7 +302,7 @@ class Service:
             known = await self._known(candidate, ask.user, ask.history)
             if not _answerable(candidate, known) or not len(items):
                 return
-            query = _query(candidate, known, mask_seen, None, None)
+            query = _query(candidate, known, mask_seen)
             answer = (await self._compute(candidate, query, ask.timeout_ms)).answer
         except Refusal:  # a shadow has no one to tell
             return
@@ -332,8 +336,8 @@ def _query(
     model: Model,
     known: _Known,
     mask_seen: bool,
-    allowed: Hashable,
-    make_allowed: Callable[[], np.ndarray] | None,
+    allowed: Hashable = None,
+    make_allowed: Callable[[], np.ndarray] | None = None,
 ) -> Query:
     """Returns what to ask; items that the model does not read are left out one by one."""
     recent = _newest(model, known.history)
@@ -353,19 +357,16 @@ def _query(
     return Query("recommend", recent, known.user, older, allowed, make_allowed, mask_seen)
 
 
-def _popular(
-    model: Model, seen: np.ndarray, make_allowed: Callable[[], np.ndarray] | None
-) -> Candidates:
+def _popular(model: Model, seen: np.ndarray, make_allowed: Callable[[], np.ndarray]) -> Candidates:
     items = model.catalogue.popular
-    keep = np.ones(model.catalogue.num_items + 1, bool) if make_allowed is None else make_allowed()
-    keep = keep.copy()
+    keep = make_allowed().copy()
     keep[seen] = False
     items = items[keep[items]][: model.artefact.manifest["k"]]
     scores = model.catalogue.counts[items].astype(np.float32)
-    return Candidates(items=items, scores=scores, vectors=model.catalogue.units)
+    return Candidates(items=items, scores=scores, vectors=model.catalogue.units, excluded=seen)
 
 
-def _item(model: Model, item: int, score: float) -> dict[str, Any]:
+def _item(model: Model, item: int, score: float | None) -> dict[str, Any]:
     out: dict[str, Any] = {"id": model.catalogue.ids[item], "score": score}
     if (title := model.catalogue.title(item)) is not None:
         out["title"] = title

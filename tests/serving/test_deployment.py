@@ -13,7 +13,7 @@ import pytest
 from jaxrec.serving.batching import Batcher
 from jaxrec.serving.deployment import Deployment, Models, read_deployment
 from jaxrec.serving.engine import Query
-from jaxrec.serving.rules import NO_RULES
+from jaxrec.serving.rules import load_rules
 from jaxrec.typing import UserError
 
 type Export = Callable[[str, int], Path]
@@ -27,7 +27,7 @@ def run(
         models = Models(
             source,
             make_batcher=Batcher,
-            load_rules=lambda model: NO_RULES,
+            load_rules=lambda model: load_rules(None, model.catalogue.items),
             max_batch=1,
             on_change=lambda result, serving: changes.append(result),
         )
