@@ -28,6 +28,9 @@ flags.DEFINE_list(
 flags.DEFINE_integer(
     "k", 100, "How many items a list has, at most; fixed from here on. Capped by the catalogue."
 )
+flags.DEFINE_enum(
+    "ann", None, ["hnsw", "ivf"], "Index for approximate search to build and measure as well."
+)
 flags.DEFINE_string("data", None, "Dataset directory; the one of the training run when not said.")
 flags.DEFINE_integer("step", None, "Step of the checkpoint; the best one when not said.")
 flags.DEFINE_bool(
@@ -41,18 +44,23 @@ def main() -> None:
     """Writes the artefact and prints what is in it."""
     if not FLAGS.workdir or not FLAGS.output:
         raise UserError("say what to export and where to: --workdir=DIR --output=DIR.")
-    check_request(Path(FLAGS.output), FLAGS.format, FLAGS.k)
+    check_request(Path(FLAGS.output), FLAGS.format, FLAGS.k, FLAGS.ann)
     manifest = export_run(
         FLAGS.workdir,
         dataset_of(FLAGS.workdir, FLAGS.data),
         FLAGS.output,
         formats=FLAGS.format,
         k=FLAGS.k,
+        ann=FLAGS.ann,
         step=FLAGS.step,
         measure=FLAGS.measure,
     )
     for name, told in manifest["files"].items():
         print(f"{told['bytes']:>14,} {name}")
+    for told in manifest.get("ann", {}).get("measured", []):
+        recall = f"recall@{manifest['k']} {told['recall']:.4f}"
+        latency = f"p50 {told['p50_ms']} ms, p99 {told['p99_ms']} ms"
+        print(f"{FLAGS.ann} with effort {told['effort']}: {recall}, {latency}")
     print(f"{FLAGS.output}: {manifest['fingerprint'][:12]}, step {manifest['step']}")
 
 

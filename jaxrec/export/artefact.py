@@ -23,6 +23,8 @@ from jaxrec.typing import Array, UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from jaxrec.export.ann import Index
+
 FORMAT = 2
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 GOLDEN, SNAPSHOT, POPULARITY = "golden.json", "snapshot.json", "popularity.npy"
@@ -44,8 +46,9 @@ class Artefact:
       manifest: what manifest.json says.
       weights: all parameters by name, on the default device.
       vectors: (num_items + 1, dim) item vectors, there as well.
-      programs: "recommend", "score" and "similar" as they are, jitted: they take all inputs in the
-        order of the manifest, on the device or not, check nothing, and compile for each new shape.
+      programs: "users", "recommend", "score" and "similar" as they are, jitted: they take all
+        inputs in the order of the manifest, on the device or not, check nothing, and compile for
+        each new shape.
     """
 
     path: Path
@@ -152,6 +155,52 @@ class Artefact:
         """Returns the k items most like each of items (b,) int32, and cosines. Raises UserError."""
         result: tuple[jax.Array, jax.Array] = self._call("similar", {"item": items})
         return result
+
+    def user_vectors(
+        self, *, history: Array | None = None, users: Array | None = None
+    ) -> jax.Array:
+        """Returns (b, dim) vectors whose products with `vectors` are scores. Raises UserError."""
+        result: jax.Array = self._call("users", self._shown(history, users))
+        return result
+
+    def search_ann(
+        self,
+        *,
+        history: Array | None = None,
+        users: Array | None = None,
+        exclude: Array | None = None,
+        masks: Array | None = None,
+        mask: Array | None = None,
+        mask_seen: bool | Array = True,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Recommends as `recommend` does, with the index of an export with --ann, on the CPU.
+
+        It misses what the manifest says. Of items that are left out more are missed, as they are
+        dropped from what was found: see `jaxrec.export.ann.Index.search_among`.
+
+        Raises:
+          UserError: as `recommend`, without an index, or without faiss.
+        """
+        vectors = np.asarray(self.user_vectors(history=history, users=users), np.float32)
+        rows = len(vectors)
+        left_out = [np.zeros((rows, 1), np.int32) if exclude is None else np.asarray(exclude)]
+        if history is not None:
+            left_out.append(np.where(np.reshape(mask_seen, (-1, 1)), np.asarray(history), 0))
+        masks = self._everything if masks is None else masks
+        mask = np.zeros(rows, np.int32) if mask is None else mask
+        excluded = np.concatenate(left_out, axis=1)
+        return self._index.search_among(
+            vectors, int(self.manifest["k"]), excluded, np.asarray(masks), np.asarray(mask)
+        )
+
+    @functools.cached_property
+    def _index(self) -> "Index":
+        from jaxrec.export.ann import read_index
+
+        told = self.manifest.get("ann")
+        if told is None:
+            raise UserError(f"{self.path} has no index. Export the model with --ann=hnsw.")
+        return read_index(self.path / told["file"], told["kind"], told["effort"])
 
     @functools.cached_property
     def _everything(self) -> jax.Array:

@@ -1,10 +1,11 @@
 """The programs of `jaxrec.export.programs` for ONNX Runtime, with weights and item vectors in them.
 
+    users(SHOWN)                                        vectors
     recommend(SHOWN, exclude, masks, mask, mask_seen)   items, scores
     score(SHOWN, items)                                 scores
     similar(item)                                       items, scores
 
-Names, shapes and meanings are as there. Item ids must lie inside the catalogue. All three graphs
+Names, shapes and meanings are as there. Item ids must lie inside the catalogue. All graphs
 read their large constants from one file beside them.
 """
 
@@ -48,6 +49,7 @@ def write_onnx(spec: Spec, params: Params, output: Path) -> dict[str, dict[str, 
     with (output / CONSTANTS).open("wb") as data, programs.portable():
         constants = Constants(data, CONSTANTS)
         for name, function, inputs, outputs in (
+            ("users", programs.user_vectors, spec.shown, ("vectors",)),
             ("recommend", _recommend, (*spec.shown, *limits), ("items", "scores")),
             ("score", _score, (*spec.shown, "items"), ("scores",)),
             ("similar", _similar, ("item",), ("items", "scores")),
@@ -89,7 +91,7 @@ def _recommend(
     if mask_seen is not None:
         seen = jnp.where(mask_seen[:, None], shown["history"], 0)
         exclude = jnp.concatenate([exclude, seen], axis=1)
-    users = programs.user_vectors(spec, weights, shown)
+    users = programs.user_vectors(spec, weights, **shown)
     scores = _scores(users, programs.item_vectors(spec, weights))
     allowed = masks.at[mask].get(mode="promise_in_bounds", wrap_negative_indices=False)
     return _best(jnp.where(allowed, scores, -jnp.inf), exclude, spec.k)
@@ -111,7 +113,7 @@ def _similar(
 
 
 def _scores(users: jax.Array, vectors: jax.Array) -> jax.Array:
-    return jnp.matmul(users, vectors.T, preferred_element_type=jnp.float32)
+    return jnp.einsum("bd,nd->bn", users, vectors, preferred_element_type=jnp.float32)
 
 
 def _best(scores: jax.Array, exclude: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

@@ -37,6 +37,7 @@ _OF_ONNX = {
     "*.onnx": "programs for ONNX Runtime and others that read ONNX",
     "constants.onnx.data": "what these programs read weights and item vectors from",
 }
+_OF_ANN = {"items.faiss": "an index of item vectors, for approximate search with faiss"}
 _OF_USERS = {"user_ids.npy, users.parquet": "the same of users"}
 _WEIGHTS = """## The weights
 
@@ -138,7 +139,7 @@ It recommends from {reads}, and nothing else about a person goes in. All setting
 
 ## Measured
 
-{measured}
+{measured}{ann}
 
 ## Intended use
 
@@ -163,6 +164,7 @@ def readme(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
     runs, shown = bool(manifest["programs"]), tuple(manifest["shown"])
     with_onnx = "onnx" in manifest
     there = {**_FILES, **(_OF_PROGRAMS if runs else {}), **(_OF_ONNX if with_onnx else {})}
+    there |= _OF_ANN if "ann" in manifest else {}
     there |= _OF_USERS if "users" in shown else {}
     rows = [f"| {name} | {what} |" for name, what in there.items()]
     page = _README.format(title=manifest["model"], files="\n".join(rows), **manifest)
@@ -250,6 +252,7 @@ def model_card(
         fingerprint=about.fingerprint[:12],
         sources="".join(f"\n- `{s['name']}`, {s['bytes']:,} bytes" for s in about.sources),
         measured=_measured(evaluations),
+        ann=_of_index(manifest),
         never=f"{int((dataset.item_counts[1:] == 0).sum()):,}",
         unknown=(
             "People of whom no event is known get no list of their own."
@@ -257,6 +260,21 @@ def model_card(
             else "People who came later are unknown as well."
         ),
     )
+
+
+def _of_index(manifest: Mapping[str, Any]) -> str:
+    if "ann" not in manifest:
+        return ""
+    told, k = manifest["ann"], manifest["k"]
+    lines = [
+        f"| {x['effort']} | {x['recall']:.4f} | {x['p50_ms']:.3g} | {x['p99_ms']:.3g} |"
+        for x in told["measured"]
+    ]
+    return (
+        f"\n\nThe {told['kind']} index against exact search, for {told['users']:,} users, with the "
+        "latency of a search for one of them where it was built. The last effort is the one that "
+        f"is made.\n\n| effort | recall@{k} | p50 ms | p99 ms |\n|---|---|---|---|\n"
+    ) + "\n".join(lines)
 
 
 def _measured(evaluations: Mapping[str, Evaluation]) -> str:

@@ -4,6 +4,7 @@ This is what they take, in this order, and return. `weights` is a dict of arrays
 catalogue with its padding row, num_items + 1; k is fixed; b, l, c, e and g are free, from 1 on.
 
     items(weights)                              vectors (V, dim), which the others want
+    users(weights, SHOWN)                       vectors (b, dim), to search with elsewhere
     recommend(weights, vectors, SHOWN, exclude, masks, mask, mask_seen)
                                                 items (b, k) int32, scores (b, k) float32
     score(weights, vectors, SHOWN, items)       scores (b, c) float32
@@ -108,6 +109,7 @@ def make_programs(spec: Spec, params: Params) -> dict[str, Program]:
     with portable():
         for name, function, inputs, outputs in (
             ("items", item_vectors, ("weights",), ("vectors",)),
+            ("users", user_vectors, ("weights", *spec.shown), ("vectors",)),
             ("recommend", _recommend, (*given, *limits), ("items", "scores")),
             ("score", score, (*given, "items"), ("scores",)),
             ("similar", _similar, ("vectors", "item"), ("items", "scores")),
@@ -188,7 +190,7 @@ def item_vectors(spec: Spec, weights: dict[str, jax.Array]) -> jax.Array:
     return _bind(spec, weights).item_vectors()[: spec.num_items + 1]
 
 
-def user_vectors(spec: Spec, weights: dict[str, jax.Array], shown: dict[str, Any]) -> jax.Array:
+def user_vectors(spec: Spec, weights: dict[str, jax.Array], **shown: Any) -> jax.Array:
     """Returns (b, dim)."""
     return _bind(spec, weights).user_vectors(Batch(**shown))
 
@@ -207,7 +209,7 @@ def _recommend(
         seen = jnp.where(mask_seen[:, None], shown["history"], 0)
         exclude = jnp.concatenate([exclude, seen], axis=1)
     scores, items = top_k_dot(
-        user_vectors(spec, weights, shown),
+        user_vectors(spec, weights, **shown),
         vectors,
         spec.k,
         exclude=exclude,
@@ -228,7 +230,7 @@ def score(
     """Returns (b, c) scores; -inf of what is no item."""
     scores = jnp.einsum(
         "bd,bcd->bc",
-        user_vectors(spec, weights, shown),
+        user_vectors(spec, weights, **shown),
         jnp.take(vectors, items, axis=0, mode="clip"),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,

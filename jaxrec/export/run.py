@@ -18,6 +18,14 @@ from jaxrec.data.batches import fields_read
 from jaxrec.data.dataset import SPLITS, Dataset
 from jaxrec.data.store import appearing, write_json
 from jaxrec.evaluation import Evaluation
+from jaxrec.export.ann import (
+    INDEX,
+    Kind,
+    build_index,
+    check_faiss,
+    measure_index,
+    write_index,
+)
 from jaxrec.export.artefact import (
     FORMAT,
     GOLDEN,
@@ -26,6 +34,7 @@ from jaxrec.export.artefact import (
     POPULARITY,
     SNAPSHOT,
     WEIGHTS,
+    Artefact,
     describe_file,
     fingerprint_of,
     open_programs,
@@ -35,6 +44,7 @@ from jaxrec.export.programs import Spec, by_name, make_programs
 from jaxrec.export.samples import answers_of, golden_of, snapshot_of
 from jaxrec.export.weights import write_weights
 from jaxrec.functional import functional_of
+from jaxrec.ops.topk import top_k_dot
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import Experiment, load_trained
 from jaxrec.training.trained import fetch
@@ -117,6 +127,7 @@ def export_run(
     *,
     formats: Sequence[str] = ("stablehlo", "safetensors"),
     k: int = 100,
+    ann: Kind | None = None,
     step: int | None = None,
     measure: bool = True,
 ) -> dict[str, Any]:
@@ -130,6 +141,8 @@ def export_run(
       output: the directory to make.
       formats: of `FORMATS`. The weights are written in any case: programs read them.
       k: how many items the programs return; no more than there are.
+      ann: the kind of an index for approximate search that is built as well, which may take
+        minutes. How long a search took is in the manifest, so bytes differ from time to time.
       step: a checkpoint's step; None takes the best one.
       measure: whether to measure the model for its card, which takes as long as an evaluation.
 
@@ -140,7 +153,7 @@ def export_run(
       UserError: for an output that exists, a format that does not, or a run that cannot be read.
     """
     output = Path(output)
-    check_request(output, formats, k)
+    check_request(output, formats, k, ann)
     experiment, params, step = load_trained(workdir, dataset, step=step)
     # As if it had been trained on one device: where it was is no part of what it is.
     config = dataclasses.replace(experiment.config, mesh=MeshConfig())
@@ -172,7 +185,7 @@ def export_run(
             _write_vocabulary(dataset.user_vocabulary, new, "user")
         np.save(new / POPULARITY, dataset.item_counts, allow_pickle=False)
         if manifest["programs"]:
-            _write_samples(manifest, dataset, new)
+            manifest |= _write_samples(manifest, dataset, new, ann)
         write_json(new / "config.json", to_dict(config))
         card = model_card(manifest, dataset, config, params, evaluations)
         (new / "model_card.md").write_text(card, encoding="utf-8")
@@ -190,7 +203,7 @@ def export_run(
     return manifest
 
 
-def check_request(output: Path, formats: Sequence[str], k: int) -> None:
+def check_request(output: Path, formats: Sequence[str], k: int, ann: Kind | None = None) -> None:
     """Raises UserError for what needs no look at the run to be refused."""
     if output.is_symlink() or (output.exists() and (output.is_file() or any(output.iterdir()))):
         raise UserError(f"{output} exists already. Choose another output.")
@@ -203,6 +216,10 @@ def check_request(output: Path, formats: Sequence[str], k: int) -> None:
         raise UserError(NO_FLATBUFFERS)
     if "onnx" in formats and importlib.util.find_spec("onnx") is None:
         raise UserError(NO_ONNX)
+    if ann is not None and "stablehlo" not in formats:
+        raise UserError("an index is measured with the programs: say --format=stablehlo as well.")
+    if ann is not None:
+        check_faiss()
     if k < 1:
         raise UserError(f"k must be at least 1; got {k}.")
 
@@ -218,13 +235,29 @@ def _measure(experiment: Experiment, params: Params) -> dict[str, Evaluation]:
     return {split: experiment.evaluate(params, split) for split in splits}
 
 
-def _write_samples(manifest: dict[str, Any], dataset: Dataset, output: Path) -> None:
+def _write_samples(
+    manifest: dict[str, Any], dataset: Dataset, output: Path, ann: Kind | None
+) -> dict[str, Any]:
     """Writes what the programs answer, as the files say them and not as they were traced."""
     artefact = open_programs(output, manifest)
     answers = answers_of(artefact, dataset)
     golden, snapshot = golden_of(artefact, answers), snapshot_of(answers, dataset.item_counts)
     (output / GOLDEN).write_text(json.dumps(golden) + "\n", encoding="utf-8")
     (output / SNAPSHOT).write_text(json.dumps(snapshot) + "\n", encoding="utf-8")
+    return {} if ann is None else {"ann": _write_index(artefact, answers.shown, ann, output)}
+
+
+def _write_index(
+    artefact: Artefact, shown: dict[str, np.ndarray], kind: Kind, output: Path
+) -> dict[str, Any]:
+    """Builds an index and measures it against exact search for some users."""
+    users = artefact.user_vectors(**shown)
+    _, exact = top_k_dot(users, artefact.vectors, int(artefact.manifest["k"]))
+    index = build_index(np.asarray(artefact.vectors, np.float32), kind)
+    index, measured = measure_index(index, np.asarray(users, np.float32), np.asarray(exact))
+    write_index(index, output / INDEX)
+    about = {"kind": kind, "file": INDEX, "users": len(users), "measured": measured}
+    return about | measured[-1]
 
 
 def _write_vocabulary(vocabulary: pd.DataFrame, output: Path, what: str) -> None:

@@ -235,6 +235,7 @@ def test_weights_alone_are_no_program(
         ({"k": 0}, "k must be at least 1; got 0"),
         ({"formats": ["torch"]}, "no format 'torch'. There are: safetensors, stablehlo, onnx"),
         ({"formats": []}, "at least one format"),
+        ({"formats": ["onnx"], "ann": "ivf"}, "say --format=stablehlo as well"),
     ],
 )
 def test_bad_requests_are_refused_before_the_run_is_read(

@@ -18,9 +18,10 @@ def test_an_artefact_recommends_what_the_run_does(
 ) -> None:
     output = tmp_path / "artefact"
     flags = (f"--workdir={trained}", f"--output={output}")
-    out = scripts.works("export", *flags, "--k=5", "--format=stablehlo,onnx")
+    out = scripts.works("export", *flags, "--k=5", "--format=stablehlo,onnx", "--ann=hnsw")
     assert "weights.safetensors" in out and "recommend.stablehlo" in out
-    assert "recommend.onnx" in out
+    assert "recommend.onnx" in out and "items.faiss" in out
+    assert "hnsw with effort 64: recall@5 1.0000, p50 " in out
     artefact, dataset = load_artefact(output), open_dataset(data)
     assert artefact.fingerprint[:12] in out.splitlines()[-1]
     listed = scripts.works("recommend", f"--workdir={trained}", "--user=7", "-k", "5", "--shown=0")
