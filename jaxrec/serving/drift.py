@@ -74,13 +74,13 @@ class Drift:
         """Begins with no requests.
 
         Args:
-          snapshot: its "features" have `edges`, ascending, between bins (a bin holds its lower
-            edge); `shares` of training in the bins, one more than edges; and a sorted `sample`.
+          snapshot: features by name, which have `edges`, ascending, between bins (a value at an
+            edge is in the bin before it); `shares` of training in the bins, one more than edges;
+            and a sorted `sample`.
           window: how many of the newest values of each feature are compared.
         """
-        features = snapshot["features"]
-        self._training = {name: _Training.of(told) for name, told in features.items()}
-        self._windows = {name: Window(window, np.float64) for name in features}
+        self._training = {name: _Training.of(told) for name, told in snapshot.items()}
+        self._windows = {name: Window(window, np.float64) for name in snapshot}
 
     @property
     def features(self) -> Sequence[str]:
@@ -124,7 +124,7 @@ class _Training:
     def compare(self, values: np.ndarray) -> dict[str, float]:
         if not len(values):
             return {"psi": 0.0, "ks": 0.0, "p": 1.0, "count": 0}
-        bins = np.searchsorted(self.edges, values, side="right")
+        bins = np.searchsorted(self.edges, values, side="left")
         observed = np.bincount(bins, minlength=len(self.shares)) / len(values)
         statistic, p = ks(self.sample, np.sort(values))
         return {

@@ -22,7 +22,7 @@ def served(fingerprint: str = FINGERPRINT) -> Served:
         name="sasrec",
         fingerprint=fingerprint,
         popularity=np.array([0, 0, 3, 4, 500_000]),
-        drift=Drift({"features": FEATURES}),
+        drift=Drift(FEATURES),
     )
 
 
