@@ -44,7 +44,7 @@ bench: install ## Run every benchmark; each prints one JSON object a line.
 	@set -e; for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file; done
 
 lock: install ## Rewrite requirements.lock after a change of dependencies (ARGS=--upgrade for newer releases).
-	$(BIN)/uv pip compile pyproject.toml --extra dev --override requirements.override --output-file requirements.lock \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --output-file requirements.lock \
 		--universal --python-version 3.12 --generate-hashes --no-annotate --no-config \
 		--quiet --custom-compile-command "make lock" $(ARGS)
 

@@ -12,14 +12,22 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
-MODULES = {"absl-py": "absl", "orbax-checkpoint": "orbax"}  # the others are named alike
-OPTIONAL = {"matplotlib", "pyspark"}
-HEAVY = {"duckdb", *OPTIONAL}
+# The others are named alike.
+MODULES = {"absl-py": "absl", "faiss-cpu": "faiss", "orbax-checkpoint": "orbax"}
+MODULES |= {"prometheus-client": "prometheus_client"}
+HEAVY = {"duckdb", "faiss", "matplotlib", "onnxruntime", "pyspark"}
+EXTRAS = ("ann", "export", "onnx", "serve", "spark")
+BY_OTHERS = {"flatbuffers", "httptools"}  # jax and uvicorn import them
+PARTS = {"pydantic_core"}  # comes with pydantic, in the one version that fits
 SOURCES = [*(ROOT / "jaxrec").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
 
 
 def declared(texts: list[str]) -> list[Requirement]:
     return [Requirement(text) for text in texts]
+
+
+def modules_of(texts: list[str]) -> set[str]:
+    return {MODULES.get(one.name, one.name) for one in declared(texts)}
 
 
 def locked() -> dict[str, str]:
@@ -39,8 +47,15 @@ def imported(path: Path, *, deferred: bool) -> set[str]:
 
 def test_dependencies_are_what_the_code_imports() -> None:
     found = set().union(*(imported(path, deferred=True) for path in SOURCES))
-    names = {requirement.name for requirement in declared(PROJECT["dependencies"])}
-    assert found - OPTIONAL == {MODULES.get(name, name) for name in names}
+    extras = PROJECT["optional-dependencies"]
+    optional = modules_of([text for extra in EXTRAS for text in extras[extra]]) - BY_OTHERS
+    assert found - PARTS - {"matplotlib"} == modules_of(PROJECT["dependencies"]) | optional
+
+
+def test_what_extras_hold_is_tested() -> None:
+    extras = PROJECT["optional-dependencies"]
+    wanted = {text for extra in EXTRAS if extra != "spark" for text in extras[extra]}
+    assert wanted <= set(extras["dev"])
 
 
 def test_heavy_packages_are_imported_where_they_are_needed() -> None:

@@ -26,15 +26,16 @@ ON_RUNS = ("compression", "distillation", "finetuning")
 DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
 DRAWN |= {(part, below) for part in ON_RUNS for below in ("training", "evaluation")}
 DRAWN |= {("compression", "distillation")}
-DRAWN |= {("export", "training"), ("export", "evaluation")}
+DRAWN |= {("export", "training"), ("export", "evaluation"), ("serving", "export")}
 # Slow to import or optional: inside the functions that need them.
-HEAVY = {"matplotlib", "duckdb", "pyspark"}
+HEAVY = {"matplotlib", "duckdb", "pyspark", "faiss", "onnxruntime"}
 # What a part knows nothing of; data has no device code.
 STRANGERS = {
     "data": {"jax", "flax", "optax", "orbax"},
     "layers": {"optax", "orbax"},
     "models": {"optax", "orbax"},
     "evaluation": {"flax", "optax", "orbax"},
+    "serving": {"flax", "optax", "orbax"},
 }
 
 
@@ -143,9 +144,10 @@ def test_importing_the_package_is_light_and_its_parts_come_on_first_use() -> Non
     assert out == "False False\njaxrec.functional jaxrec.losses\n"
 
 
-def test_artefacts_are_opened_without_what_makes_them() -> None:
+@pytest.mark.parametrize("module", ["jaxrec.export", "jaxrec.serving.server"])
+def test_artefacts_are_opened_and_served_without_what_makes_them(module: str) -> None:
     out = run(
-        "import sys, jaxrec.export\n"
+        f"import sys, {module}\n"
         "makers = ('flax', 'optax', 'orbax', 'pandas', 'jaxrec.training', 'jaxrec.functional')\n"
         "print([name for name in makers if name in sys.modules])\n"
     )

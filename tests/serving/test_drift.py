@@ -119,11 +119,11 @@ def test_a_feature_that_was_constant_in_training_notices_any_other_value() -> No
     assert drift.report()["unknown_share"]["psi"] > 0.2
 
 
-def test_a_value_on_an_edge_is_in_the_bin_above() -> None:
+def test_a_value_on_an_edge_is_in_the_bin_below() -> None:
     drift = watch("x", {"edges": [1.0, 2.0], "shares": [0.2, 0.3, 0.5], "sample": [0.5, 1.5, 2.5]})
     drift.observe("x", 0.5)
     drift.observe_all("x", np.array([1.0, 1.5, 2.0, 9.0]))
-    want = psi(np.array([0.2, 0.3, 0.5]), np.array([1, 2, 2]) / 5)
+    want = psi(np.array([0.2, 0.3, 0.5]), np.array([2, 2, 1]) / 5)
     assert drift.report()["x"]["psi"] == pytest.approx(want)
 
 
