@@ -17,7 +17,7 @@ MODULES = {"absl-py": "absl", "faiss-cpu": "faiss", "orbax-checkpoint": "orbax"}
 MODULES |= {"prometheus-client": "prometheus_client"}
 HEAVY = {"duckdb", "faiss", "matplotlib", "onnxruntime", "pyspark"}
 EXTRAS = ("ann", "export", "onnx", "serve", "spark")
-BY_OTHERS = {"flatbuffers", "httptools"}  # jax and uvicorn import them
+BY_OTHERS = {"faiss", "flatbuffers", "httptools"}  # imported by name, by jax, by uvicorn
 PARTS = {"pydantic_core"}  # comes with pydantic, in the one version that fits
 SOURCES = [*(ROOT / "jaxrec").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
 
