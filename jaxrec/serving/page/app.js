@@ -37,7 +37,9 @@ async function call(path, body, signal) {
 function show(error) {
   byId("error").hidden = !error;
   byId("error").textContent = error ? error.message : "";
-  if (error?.code === "unauthorized") byId("key").focus();
+  if (error?.code !== "unauthorized" && error?.code !== "forbidden") return;
+  byId("key-form").hidden = false;
+  byId("key").focus();
 }
 
 // --- elements
@@ -62,7 +64,7 @@ function itemRow(item, rank, best, note) {
   const share = best > 0 && item.score > 0 ? item.score / best : null;
   const meter = share === null ? null : make("meter", { value: share });
   meter?.setAttribute("aria-hidden", "true");
-  const reasons = [...(item.reasons ?? []).map((reason) => reason.text), note].filter(Boolean);
+  const reasons = (item.reasons ?? []).map((reason) => reason.text).join(" · ");
   return make(
     "li",
     {},
@@ -70,7 +72,8 @@ function itemRow(item, rank, best, note) {
     button,
     make("span", { className: "score" }, item.score.toFixed(3)),
     meter,
-    reasons.length ? make("span", { className: "reasons" }, reasons.join(" · ")) : null,
+    reasons ? make("span", { className: "reasons" }, reasons) : null,
+    note ? make("span", { className: "note" }, note) : null,
   );
 }
 
@@ -227,7 +230,7 @@ function drawAnswers(answers, ms) {
     const other = lists[1 - n];
     const note = (item) => {
       if (!other) return null;
-      return other.has(item.id) ? `place ${other.get(item.id)} in the other list` : "only here";
+      return other.has(item.id) ? `other: ${other.get(item.id)}` : "only here";
     };
     const { name, variant, fingerprint } = answer.model;
     const title = make("h3", {}, `${variant}: ${name} `);
@@ -395,6 +398,7 @@ byId("key-form").addEventListener("submit", async (event) => {
   await describe();
   if (byId("error").hidden) recommend();
 });
+byId("key-form").hidden = !sessionStorage.getItem("key");
 drawHistory();
 describe();
 readLive();
