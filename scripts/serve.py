@@ -52,6 +52,9 @@ flags.DEFINE_string("audit_log", None, "File to log each answer in, one line of 
 flags.DEFINE_bool("log_users", False, "Name users in the audit log.")
 flags.DEFINE_bool("page", True, "Serve the page at /, and the search for users that it needs.")
 flags.DEFINE_integer("max_batch", 16, "Most requests that the model runs at once.", 1, 1024)
+flags.DEFINE_integer(
+    "threads", None, "Threads of a CPU that compute; all cores but one by default.", 1
+)
 flags.DEFINE_integer("max_waiting", 512, "Most requests that wait for the model.", 1)
 flags.DEFINE_float("timeout", 1.0, "Seconds that a request waits for the model unless it says.", 0)
 flags.DEFINE_integer("max_body", 1 << 20, "Most bytes of a request's body.", 1024)
@@ -99,6 +102,7 @@ def main() -> None:
             audit_log=_path(FLAGS.audit_log),
             log_users=FLAGS.log_users,
             page=FLAGS.page,
+            threads=FLAGS.threads,
             max_batch=FLAGS.max_batch,
             max_waiting=FLAGS.max_waiting,
             timeout_s=FLAGS.timeout,

@@ -107,7 +107,7 @@ class Gate:
                 await respond_refused(answer, scope, Refusal(500, "internal", why))
         finally:
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", None) or "other"
+            route = state.get("route") or getattr(scope.get("route"), "path", None) or "other"
             self._metrics.request(route, status, seconds)
             if self._audit is not None and route.startswith("/v"):
                 note = state.get("note", {})

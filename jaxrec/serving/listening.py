@@ -44,6 +44,35 @@ class Server(uvicorn.Server):
         yield
 
 
+class _Joining:
+    """A transport that sends what is written in one turn of the event loop as one packet.
+
+    uvicorn writes head and body of a response by themselves, which is two calls of the system, of
+    which each costs as much as computing the answer, and wakes the client up twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        if self._parts:
+            parts, self._parts = self._parts, []
+            self._transport.write(b"".join(parts))
+
+
 def protocol(max_connections: int) -> type[asyncio.Protocol]:
     """Returns uvicorn's HTTP protocol with two more limits.
 
@@ -55,7 +84,7 @@ def protocol(max_connections: int) -> type[asyncio.Protocol]:
         _patience: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]
             if len(self.connections) > max_connections:
                 transport.write(_FULL)
                 transport.close()

@@ -68,6 +68,8 @@ class Masks:
             now = hour = now // _HOUR * _HOUR
         if filters.categories is not None:
             self._categories()
+        if not active and filters is NO_FILTERS:
+            return None, functools.partial(self._make, filters, context, now)
         wishes = tuple(
             None if wish is None else frozenset(wish)
             for wish in (filters.allow, filters.deny or None, filters.categories)

@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -33,6 +36,9 @@ from jaxrec.typing import UserError
 
 log = logging.getLogger(__name__)
 
+# The thread of the model waits for Python's lock after each batch; 5 ms, as usual, is as long as a
+# batch.
+_SWITCH_S = 0.0005
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -52,6 +58,8 @@ class ServerConfig:
       audit_log: the file of the audit log, or none.
       log_users: the audit log names users.
       page: serve the page at /.
+      threads: how many threads of a CPU compute; all cores but one by default, which is for the
+        requests: threads that wait for a core slow each other down.
       max_batch: how many requests run at once.
       max_waiting: how many may wait for the model.
       timeout_s: how long each may wait unless it says.
@@ -74,6 +82,7 @@ class ServerConfig:
     audit_log: Path | None = None
     log_users: bool = False
     page: bool = True
+    threads: int | None = None
     max_batch: int = 16
     max_waiting: int = 512
     timeout_s: float = 1.0
@@ -98,6 +107,9 @@ def serve(config: ServerConfig, *, say: Callable[[str], None] = print) -> None:
     """
     import uvloop
 
+    sys.setswitchinterval(_SWITCH_S)
+    threads = config.threads or max(1, (os.cpu_count() or 1) - 1)
+    os.environ["NPROC"] = str(threads)  # XLA reads it when it first computes
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_Server(config, say).run())
 
@@ -138,6 +150,9 @@ class _Server:
             models = self._models()
             stack.push_async_callback(models.close)
             await models.refresh()
+            # What is here now stays: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
             service = Service(models, state, self.metrics, timeout_s=config.timeout_s)
             await self._serve(service, models, sockets)
 
@@ -164,6 +179,7 @@ class _Server:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=65,
             )
         )

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-import secrets
+import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -27,6 +27,7 @@ from jaxrec.typing import UserError
 _MOST_EXCLUDED = 1024
 _SHADOWS = 256
 _NOTHING = np.zeros(0, np.int32)
+_random = random.Random()  # of the operating system's making; ids are names, not secrets
 
 
 class Refusal(Exception):
@@ -273,7 +274,7 @@ class Service:
         deployment = self.models.deployment
         compared = deployment is not None and deployment.candidate is not None
         return {
-            "request_id": f"{model.fingerprint[:8]}-{secrets.token_hex(8)}",
+            "request_id": f"{model.fingerprint[:8]}-{_random.getrandbits(64):016x}",
             "model": {"name": model.name, "fingerprint": model.fingerprint, "variant": role},
             "experiment": deployment.experiment if deployment and compared else None,
         }
@@ -340,10 +341,9 @@ def _query(
     make_allowed: Callable[[], np.ndarray] | None = None,
 ) -> Query:
     """Returns what to ask; items that the model does not read are left out one by one."""
-    recent = _newest(model, known.history)
-    older = np.unique(known.history[: len(known.history) - len(recent)])
-    if not mask_seen:
-        older = older[:0]
+    recent, older = _newest(model, known.history), _NOTHING
+    if mask_seen and len(known.history) > len(recent):
+        older = np.unique(known.history[: len(known.history) - len(recent)])
     if len(older) > _MOST_EXCLUDED:
         # Too many to name: they leave a list of their own, whose name nothing else equals.
         make, allowed = make_allowed, object()
@@ -353,7 +353,7 @@ def _query(
             mask[older] = False
             return mask
 
-        return Query("recommend", recent, known.user, recent[:0], allowed, without_older, mask_seen)
+        return Query("recommend", recent, known.user, _NOTHING, allowed, without_older, mask_seen)
     return Query("recommend", recent, known.user, older, allowed, make_allowed, mask_seen)
 
 
