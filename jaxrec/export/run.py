@@ -50,6 +50,7 @@ from jaxrec.training import Experiment, load_trained
 from jaxrec.training.trained import fetch
 from jaxrec.typing import Params, UserError
 
+_CHUNK = 2**17  # items that a program scores at a time: 8 million scores for a batch of 64
 NO_ONNX = (
     "ONNX files are written with the package onnx, which is not here. Install it: "
     "pip install 'jaxrec[onnx]'."
@@ -77,7 +78,7 @@ class _Source:
             num_items=self.experiment.dataset.num_items,
             max_len=max_len_of(config.data),
             k=self.k,
-            chunk=config.evaluation.item_chunk,
+            chunk=_CHUNK,
         )
 
 

@@ -55,6 +55,18 @@ def test_equals_brute_force_on_random_ties(seed):
     np.testing.assert_array_equal(ids, brute_force(users, items, 10, exclude)[1])
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.sampled_from([63, 64, 65, 700, 1000]))
+@pytest.mark.parametrize("k", [1, 3, 15])
+def test_equals_brute_force_where_only_some_blocks_are_looked_at(k, seed, count):
+    # Many more items than k, and few different scores: blocks tie by their maxima.
+    users, items, exclude = small_integers(seed, 3, count, 2, 9)
+    values, ids = top_k_dot(users, items, k, exclude=exclude)
+    expected_values, expected_ids = brute_force(users, items, k, exclude)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(values, expected_values)
+
+
 @pytest.mark.parametrize("width", [1, 2, 64])
 def test_zeros_of_either_sign_tie(width):
     users = np.ones((1, width), np.float32)
@@ -94,8 +106,8 @@ def test_never_holds_a_score_for_every_user_and_item():
     users, items = jnp.zeros((8, 4)), jnp.zeros((1000, 4))
     lowered = jax.jit(lambda u, v: top_k_dot(u, v, 5, chunk=64)).lower(users, items)
     text = lowered.as_text()
-    assert "8x64xf32" in text
-    assert "8x1000xf32" not in text
+    assert "64x8xf32" in text
+    assert "1000x8xf32" not in text and "8x1000xf32" not in text
 
 
 def test_works_under_strict_promotion():
