@@ -148,13 +148,16 @@ def portable() -> Iterator[None]:
     """Traces as for a CPU, whose code runs anywhere, and leaves out where the source lies.
 
     A GPU's fused kernels could not be lowered for the other kinds, and files and lines would make
-    the bytes depend on where the package is installed.
+    the bytes depend on where the package is installed. Products are in the full precision of their
+    types: with the TF32 of a GPU or the bfloat16 passes of a TPU, which are the default there,
+    scores would depend on the device from the third digit on.
     """
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
     try:
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        cpu = jax.local_devices(backend="cpu")[0]
+        with jax.default_device(cpu), jax.default_matmul_precision("highest"):
             yield
     finally:
         jax.config.update(name, before)
