@@ -57,7 +57,7 @@ flatbuffers. In this directory:
 {script}```
 
 Programs are compiled once for each new number of rows or columns. Index 0 is no item: it fills up
-{fills}.
+{fills}.{order}
 To leave items out for one row, name them in `exclude`. To allow only some, give them a row of
 `masks`, which many rows may share, and its number in `mask`. Lists end with item 0 and score -inf
 where fewer than {k} items are left. `manifest.json` says what `score` and `similar` take.
@@ -170,7 +170,8 @@ def readme(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
     page = _README.format(title=manifest["model"], files="\n".join(rows), **manifest)
     if runs:
         fills = "short histories on the left" if "history" in shown else "short lists in `exclude`"
-        page += _RUN.format(script=script(manifest), fills=fills, **manifest)
+        order = " Histories are oldest first." if "history" in shown else ""
+        page += _RUN.format(script=script(manifest), fills=fills, order=order, **manifest)
     if with_onnx:
         page += _RUN_ONNX.format(script=onnx_script(manifest), **manifest)
     told = (
