@@ -90,10 +90,6 @@ class Drift:
         """Adds a value of a request; takes less than a microsecond."""
         self._windows[feature].add(value)
 
-    def observe_all(self, feature: str, values: np.ndarray) -> None:
-        """Adds values (n,) of a request."""
-        self._windows[feature].extend(values)
-
     def report(self) -> dict[str, dict[str, float]]:
         """Returns for each feature "psi", "ks", "p", and "count", the number of values compared.
 

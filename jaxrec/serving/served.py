@@ -77,7 +77,8 @@ class Served:
         if count:
             observe("top_score", scores[0])
             observe("mean_score", np.add.reduce(scores[:count]) / count)
-            self.drift.observe_all("popularity", self._log_popularity[items[:count]])
+            logs = self._log_popularity[items[:count]]
+            observe("popularity", np.add.reduce(logs) / count)
 
     def gave(self, items: np.ndarray) -> None:
         """Counts the items (n,) of a list that goes to a client: indices, without padding."""

@@ -9,6 +9,8 @@ import annotated_types
 import pytest
 import yaml  # type: ignore[import-untyped]  # PyYAML has no type information
 
+from jaxrec.serving.items import ItemTable
+from jaxrec.serving.rules import Filters, load_rules
 from jaxrec.serving.schemas import RecommendRequest
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +161,15 @@ def test_the_server_gets_files_that_are_mounted_and_the_store_that_is_there() ->
     port = SERVER["ports"][0]["containerPort"]
     annotations = ALL["Deployment", "jaxrec"]["spec"]["template"]["metadata"]["annotations"]
     assert flags["port"] == str(port) == annotations["prometheus.io/port"]
+
+
+def test_the_rules_that_are_there_at_first_are_rules(tmp_path: Path) -> None:
+    text = ALL["ConfigMap", "jaxrec-rules"]["data"]["rules.toml"]
+    (tmp_path / "rules.toml").write_text(text)
+    ids = ["", "a", "b"]
+    rules = load_rules(tmp_path / "rules.toml", ItemTable.from_columns(ids, {}))
+    key, _ = rules.mask(Filters(), {}, 0.0)
+    assert key is None  # everything is allowed
 
 
 def test_redis_acknowledges_what_is_on_the_disk() -> None:

@@ -35,9 +35,7 @@ def rules() -> list[dict[str, str]]:
 def exported() -> dict[str, set[str]]:
     """The labels of every series that the server exports, by name."""
     metrics = Metrics()
-    model = Served(
-        name="", fingerprint="", popularity=np.zeros(2), drift=Drift({"features": {"x": FEATURE}})
-    )
+    model = Served(name="", fingerprint="", popularity=np.zeros(2), drift=Drift({"x": FEATURE}))
     metrics.show_models({"primary": model})
     metrics.request("/", 200, 0.0)
     metrics.stage("parse", 0.0)
