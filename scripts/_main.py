@@ -16,23 +16,27 @@ _NO_DIRECTORY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, verbosity: int = logging.FATAL) -> None:
     """Parses the flags, runs `main` and exits: 0 only on success, 130 on Ctrl-C, 143 on SIGTERM.
 
     Mistakes of the user and a disk that takes no more end in one sentence on stderr and exit code
     1. Anything else is a defect and keeps its traceback.
+
+    Args:
+      main: the work.
+      verbosity: what the log tells unless the flag of this name says otherwise. Orbax and JAX tell
+        every step of their work at INFO, and a full disk at ERROR from each of a dozen threads;
+        what matters of it arrives here as an exception.
     """
     signal.signal(signal.SIGTERM, _stop)
     sys.unraisablehook = _without_echoes
     keep_freed_memory()
-    app.run(lambda argv: sys.exit(_guard(main, argv)))
+    app.run(lambda argv: sys.exit(_guard(main, argv, verbosity)))
 
 
-def _guard(main: Callable[[], None], argv: list[str]) -> int:
+def _guard(main: Callable[[], None], argv: list[str], verbosity: int) -> int:
     if not flags.FLAGS["verbosity"].present:
-        # Orbax and JAX tell every step of their work at INFO, and a full disk at ERROR from each of
-        # a dozen threads; what matters of it arrives here as an exception.
-        logging.set_verbosity(logging.FATAL)
+        logging.set_verbosity(verbosity)
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}. Flags are written --name=value.")

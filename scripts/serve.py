@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from _main import run
-from absl import flags
+from absl import flags, logging
 
 from jaxrec.typing import UserError
 
@@ -60,6 +60,13 @@ flags.DEFINE_float("timeout", 1.0, "Seconds that a request waits for the model u
 flags.DEFINE_integer("max_body", 1 << 20, "Most bytes of a request's body.", 1024)
 flags.DEFINE_integer("max_connections", 2048, "Most clients that are connected at once.", 1)
 flags.DEFINE_float(
+    "client_timeout",
+    10.0,
+    "Seconds in which a client must send the head of a request, then its body, and read what it is "
+    "sent.",
+    0,
+)
+flags.DEFINE_float(
     "drain", 1.0, "After SIGTERM, seconds in which new requests are still answered.", 0, 600
 )
 flags.DEFINE_float("reload_every", 2.0, "Seconds between looks for changed files.", 0.1)
@@ -81,7 +88,6 @@ def main() -> None:
         raise UserError("say what to serve: --artifact=DIR, or --deployment=FILE.")
     try:
         from jaxrec.serving.deployment import Deployment
-        from jaxrec.serving.gate import GateConfig
         from jaxrec.serving.server import ServerConfig, serve
     except ModuleNotFoundError as error:
         raise UserError(
@@ -106,8 +112,9 @@ def main() -> None:
             max_batch=FLAGS.max_batch,
             max_waiting=FLAGS.max_waiting,
             timeout_s=FLAGS.timeout,
-            gate=GateConfig(max_body=FLAGS.max_body),
+            max_body=FLAGS.max_body,
             max_connections=FLAGS.max_connections,
+            client_timeout_s=FLAGS.client_timeout,
             drain_s=FLAGS.drain,
             reload_every_s=FLAGS.reload_every,
             compile_cache=_path(FLAGS.compile_cache),
@@ -129,4 +136,4 @@ def _path(text: str | None) -> Path | None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, verbosity=logging.WARNING)  # a server tells in its log what it cannot tell anybody

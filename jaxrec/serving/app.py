@@ -35,6 +35,7 @@ _ERRORS: dict[int, str] = {
     404: "Something that is not known.",
     408: "The body came too slowly.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     422: "The request is not as described.",
     429: "Too many requests of this client; see Retry-After.",
     503: "Overloaded, or a store is gone; see Retry-After.",
@@ -65,6 +66,7 @@ def make_app(service: Service, health: Health, *, page: bool = True) -> ASGIApp:
         summary="Recommendations from an exported model.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a client that follows would send its key to where Host says
     )
     posts = _add_posts(app, service)
     _add_probes(app, service, health)
@@ -115,7 +117,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         return _Refused(Refusal(422, "invalid_request", message, fields=fields))
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return _Refused(Refusal(error.status_code, code, error.detail))
+        return _Refused(Refusal(error.status_code, code, error.detail, headers=error.headers))
     # Starlette raises it again once this is sent, and the gate logs it.
     return _Refused(Refusal(500, "internal", "the server failed; its log says why."))
 
@@ -208,12 +210,7 @@ def _add_probes(app: FastAPI, service: Service, health: Health) -> None:
         "/readyz", summary="Whether it should get requests.", responses={503: {"model": _Ready}}
     )
     async def readyz() -> Response:
-        problems = ["the server is about to end"] if health.draining else []
-        try:
-            await service.state.check()
-        except StateUnavailable as error:
-            problems.append(f"the store of events does not answer ({error})")
-        service.metrics.ready.set(0 if problems else 1)
+        problems = await service.problems(health.draining)
         body = {"status": "unready" if problems else "ready", "problems": problems}
         return Response(
             pydantic_core.to_json(body), 503 if problems else 200, media_type="application/json"

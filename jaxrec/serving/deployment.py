@@ -159,6 +159,7 @@ class Models:
         self._on_change = on_change
         self._serving: dict[Role, Model] = {}
         self._kept: Model | None = None
+        self._ending = False
         self._rules_seen: list[tuple[int, ...]] = []
         self._tried: tuple[Any, ...] | None = None
         self._reloading = asyncio.Lock()
@@ -232,6 +233,8 @@ class Models:
         new = [await asyncio.to_thread(self._load_rules, model) for model in models]
         for model, rules in zip(models, new, strict=True):
             model.rules = rules
+        if self.refused:  # it may have been for the rules from before
+            self._tried = None
 
     def _refuse(self, state: tuple[Any, ...], error: UserError) -> NoReturn:
         self._tried, self.refused = state, str(error)
@@ -251,16 +254,22 @@ class Models:
         for model in (*self._serving.values(), self._kept):
             if model is not None and model.version == version:
                 return model
-        return await asyncio.to_thread(self._load, path, version)
+        try:
+            return await asyncio.to_thread(self._load, path, version)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error}).") from None
 
     def _load(self, path: Path, version: tuple[Any, ...]) -> Model:
-        artefact = load_artefact(path)
+        # Where a link leads now: it may be moved while files are read.
+        artefact = load_artefact(path.resolve())
         self._say(f"{path}: {artefact.fingerprint[:8]}, every file is right")
         check_golden(artefact)
         model = Model(Engine(artefact, Sizes.of(artefact, max_batch=self._max_batch)), version)
         model.rules = self._load_rules(model)
 
         def progress(done: int, of: int) -> None:
+            if self._ending:
+                raise UserError("the server ends.")
             if done % 8 == 0 or done == of:
                 self._say(f"{path}: {done} of {of} programs compiled")
 
@@ -294,7 +303,8 @@ class Models:
         task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Answers what is waiting, and ends."""
+        """Answers what is waiting, and ends; what is being loaded is given up."""
+        self._ending = True
         for task in self._closing:
             task.cancel()
         for model in self._all():

@@ -182,13 +182,19 @@ class Engine:
         return [Answer(items[row], scores[row]) for row in range(len(queries))]
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
-        """Compiles every program for every size; `progress` is told how many are done, of all."""
+        """Compiles every program for every size; `progress` is told how many are done, of all.
+
+        What `progress` raises ends it.
+        """
         work = list(itertools.product(self.lanes, self.sizes.rows))
         self._lists.warm_up()
-        with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        pool = concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8))
+        try:
             done = pool.map(lambda job: self.run(job[0], [_filler(job[0])] * job[1]), work)
             for count, _ in enumerate(done, 1):
                 progress(count, len(work))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _shown(self, lane: Lane, queries: Sequence[Query], rows: int) -> list[np.ndarray]:
         """Returns what the model is shown, in the order that its programs want."""

@@ -5,6 +5,7 @@ overload a refusal must cost less than an answer.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -22,6 +23,8 @@ from jaxrec.serving.metrics import Metrics
 from jaxrec.serving.service import Refusal
 
 log = logging.getLogger(__name__)
+
+_LINGER_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,9 @@ class Gate:
                 state["body"] = body
                 await self._app(scope, _told_once(body, receive), answer)
         except Refusal as refusal:
-            await respond_refused(answer, scope, refusal)
+            await respond_refused(answer, scope, refusal, last=refusal.status != 413)
+            if refusal.status == 413:
+                await _end_after(receive, answer)
         except Exception:
             log.exception("a request failed")
             if not begun:
@@ -125,6 +130,8 @@ class Gate:
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         if wanted:
             self._limit(scope, self._check_key(headers, wanted))
+        if _header(headers, b"content-encoding") not in (None, b"identity"):
+            raise Refusal(415, "compressed", "send the body as it is, without Content-Encoding.")
         length = _header(headers, b"content-length")
         if length is None and _header(headers, b"transfer-encoding") is None:
             return b""
@@ -205,10 +212,11 @@ class Health:
             self.lag = loop.time() - due
 
 
-async def respond_refused(send: Send, scope: Scope, refusal: Refusal) -> None:
+async def respond_refused(send: Send, scope: Scope, refusal: Refusal, *, last: bool = True) -> None:
     """Sends what every error looks like: a status, headers, and `schemas.ErrorResponse`.
 
-    Clients of the open inference protocol want another body.
+    Clients of the open inference protocol want another body. Unless this is the `last` of the
+    response, an empty part must end it.
     """
     error = {"code": refusal.code, "message": refusal.message, "fields": list(refusal.fields)}
     told = {"error": error, "request_id": f"00000000-{secrets.token_hex(8)}"}
@@ -223,10 +231,23 @@ async def respond_refused(send: Send, scope: Scope, refusal: Refusal) -> None:
         headers.append((b"retry-after", str(refusal.retry_after).encode()))
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]
     if refusal.status in (408, 413):  # the rest of the body is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": not last})
+
+
+async def _end_after(receive: Receive, send: Send) -> None:
+    """Ends a response when the body has come after all, or did not come in time.
+
+    To close on a client that still sends would take the response from it before it is read.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _told_once(body: bytes, receive: Receive) -> Receive:

@@ -2,8 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jaxrec.serving.state import Event, State
+from jaxrec.serving.state import Event, State, StateUnavailable
+from jaxrec.typing import UserError
+
+if TYPE_CHECKING:
+    from jaxrec.data.dataset import Dataset
 
 _AT_ONCE = 10_000
 
@@ -19,13 +24,19 @@ async def import_histories(state: State, path: Path, say: Callable[[str], None])
       say: is told how far it is.
 
     Raises:
-      UserError: when there is no dataset.
-      StateUnavailable: when the store stops answering.
+      UserError: when there is no dataset, or the store does not answer.
     """
     # pandas comes with it, and a server that imports nothing does without.
     from jaxrec.data.dataset import open_dataset
 
     dataset = open_dataset(path)
+    try:
+        await _import(state, dataset, say)
+    except StateUnavailable as error:
+        raise UserError(f"histories cannot be imported: {error}.") from None
+
+
+async def _import(state: State, dataset: "Dataset", say: Callable[[str], None]) -> None:
     if await state.users("", 1):
         say("the store knows users already: histories are not imported.")
         return

@@ -94,7 +94,7 @@ def add_kserve(app: FastAPI, service: Service, ready: Callable[[], bool]) -> Non
         asked, binary = _parse(request)
         _, model = service.models.choose("", "primary")
         scores = await _score(service, model, asked, binary)
-        note = {"model": model.fingerprint, "variant": "primary", "num_items": scores.size}
+        note = {"model": model.fingerprint, "variant": "primary", "items": scores.size}
         request.scope["state"]["note"] = note
         return _respond(asked, model, scores)
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -63,8 +64,10 @@ class ServerConfig:
       max_batch: how many requests run at once.
       max_waiting: how many may wait for the model.
       timeout_s: how long each may wait unless it says.
-      gate: limits of requests.
+      max_body: how many bytes a body may have.
       max_connections: how many clients may be connected.
+      client_timeout_s: how long a client may take to send the head of a request, as long again to
+        send its body, and to read what it is sent.
       drain_s: after SIGTERM, how long new requests are still answered while /readyz says no.
       reload_every_s: how often artefacts, rules and keys are looked at for changes.
       compile_cache: a folder that keeps compiled programs for the next start, or none.
@@ -86,11 +89,18 @@ class ServerConfig:
     max_batch: int = 16
     max_waiting: int = 512
     timeout_s: float = 1.0
-    gate: GateConfig = GateConfig()
+    max_body: int = 1 << 20
     max_connections: int = 2048
+    client_timeout_s: float = 10.0
     drain_s: float = 1.0
     reload_every_s: float = 2.0
     compile_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "timeout_s", "client_timeout_s", "reload_every_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name.removesuffix('_s')} is a number above 0; got {value}.")
 
 
 def serve(config: ServerConfig, *, say: Callable[[str], None] = print) -> None:
@@ -110,6 +120,8 @@ def serve(config: ServerConfig, *, say: Callable[[str], None] = print) -> None:
     sys.setswitchinterval(_SWITCH_S)
     threads = config.threads or max(1, (os.cpu_count() or 1) - 1)
     os.environ["NPROC"] = str(threads)  # XLA reads it when it first computes
+    # What uvicorn warns of, any client can make it say as often as it likes.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_Server(config, say).run())
 
@@ -161,7 +173,7 @@ class _Server:
         app = make_app(service, self.health, page=config.page)
         gate = Gate(
             app,
-            config=config.gate,
+            config=GateConfig(max_body=config.max_body, body_timeout_s=config.client_timeout_s),
             scopes=SCOPES,
             metrics=self.metrics,
             audit=self.audit,
@@ -169,10 +181,17 @@ class _Server:
             limits=Limits(config.rate) if config.rate or config.keys else None,
             health=self.health,
         )
+
+        def ready() -> None:
+            seconds = time.perf_counter() - self.began
+            host, port = sockets[0].getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            self.say(f"ready in {seconds:.1f} s: http://{host}:{port}")
+
         server = Server(
             uvicorn.Config(
                 gate,
-                http=protocol(config.max_connections),
+                http=protocol(config.max_connections, config.client_timeout_s),
                 loop="none",
                 lifespan="off",
                 ws="none",
@@ -180,19 +199,17 @@ class _Server:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=75,  # longer than load balancers keep what is idle
                 timeout_graceful_shutdown=65,
-            )
+            ),
+            on_listening=ready,
         )
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, changed.set)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._drain, server)
-        async with _running(self.health.watch(), self._watch(models, changed)):
-            seconds = time.perf_counter() - self.began
-            host, port = sockets[0].getsockname()[:2]
-            host = f"[{host}]" if ":" in host else host
-            self.say(f"ready in {seconds:.1f} s: http://{host}:{port}")
+            loop.add_signal_handler(number, self._drain, server, number)
+        async with _running(self.health.watch(), self._watch(service, changed)):
             await server.serve(sockets)
         self.say("stopped.")
 
@@ -223,8 +240,10 @@ class _Server:
         self.metrics.reload(result)
         self.metrics.show_models({role: model.served for role, model in models.items()})
 
-    def _drain(self, server: uvicorn.Server) -> None:
+    def _drain(self, server: uvicorn.Server, number: signal.Signals) -> None:
         if self.health.draining:
+            if number == signal.SIGINT:  # somebody who waits at a terminal
+                server.should_exit = server.force_exit = True
             return
         self.health.draining = True
         self.say("ending: answering what is here.")
@@ -234,11 +253,13 @@ class _Server:
 
         asyncio.get_running_loop().call_later(self.config.drain_s, end)
 
-    async def _watch(self, models: Models, changed: asyncio.Event) -> None:
+    async def _watch(self, service: Service, changed: asyncio.Event) -> None:
+        models = service.models
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), self.config.reload_every_s)
             changed.clear()
+            await service.problems(self.health.draining)
             for refresh in (models.refresh, self._refresh_keys, models.refresh_rules):
                 try:
                     await refresh()

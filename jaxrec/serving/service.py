@@ -5,7 +5,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from jaxrec.serving.engine import Query
 from jaxrec.serving.masks import NO_FILTERS, Filters
 from jaxrec.serving.metrics import Metrics
 from jaxrec.serving.rules import Candidates, Ranked
+from jaxrec.serving.rules_file import Context
 from jaxrec.serving.schemas import (
     EventsRequest,
     RecommendRequest,
@@ -28,6 +29,7 @@ _MOST_EXCLUDED = 1024
 _SHADOWS = 256
 _NOTHING = np.zeros(0, np.int32)
 _random = random.Random()  # of the operating system's making; ids are names, not secrets
+_FALLBACK = 'ask for {"fallback": "popular"}'
 
 
 class Refusal(Exception):
@@ -41,10 +43,12 @@ class Refusal(Exception):
         *,
         fields: Sequence[Mapping[str, str]] = (),
         retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.fields, self.retry_after = fields, retry_after
+        self.headers = headers or {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +74,17 @@ class _Known:
     user: int
 
 
+class _Chosen(NamedTuple):
+    """The model that answers a request, its part, and the name of the comparison it is in.
+
+    Held from the beginning to the end of the request, as any of them may be replaced meanwhile.
+    """
+
+    role: Role
+    model: Model
+    experiment: str | None
+
+
 class Service:
     """The models, the state and the measures of one server."""
 
@@ -90,19 +105,14 @@ class Service:
 
     async def recommend(self, ask: RecommendRequest) -> Reply:
         """Recommends items. Raises Refusal."""
-        role, model = self._choose(ask.user or "\0".join(ask.history or ()), ask.variant)
+        chosen = self._choose(ask.user or "\0".join(ask.history or ()), ask.variant)
+        model, rules = chosen.model, chosen.model.rules  # the same ones to the end of the request
         if ask.k > model.artefact.manifest["k"]:
             raise _too_many(ask.k, model)
         known = await self._known(model, ask.user, ask.history)
         # Time of day decides what is fresh; all steps of a request see the same.
-        now, context = time.time(), ask.context or {}
-        filters = NO_FILTERS
-        if ask.filters:
-            filters = Filters(**{name: getattr(ask.filters, name) for name in _FILTERS})
-        try:
-            allowed, make_allowed = model.rules.mask(filters, context, now)
-        except UserError as error:
-            raise Refusal(422, "invalid_request", str(error)) from None
+        now, context, filters = time.time(), ask.context or {}, _filters(ask)
+        allowed, make_allowed = _mask(model, filters, context, now)
         seen = known.history if ask.exclude_seen else _NOTHING
         fallback = False
         if _answerable(model, known):
@@ -121,16 +131,16 @@ class Service:
                 items=candidates.items,
                 scores=candidates.scores,
             )
-            if role == "primary":
-                self._shadow(ask, query.mask_seen, candidates.items[: ask.k], model)
+            if chosen.role == "primary":
+                self._shadow(ask, candidates.items[: ask.k], model, now)
         elif ask.fallback == "popular":
             fallback = True
             candidates = _popular(model, seen, make_allowed)
         else:
-            raise _unknown(ask.user, ask.history)
+            raise _unknown(model, ask.user, ask.history)
         started = time.perf_counter()
-        ranked = model.rules.rerank(candidates, ask.k, context, now, filters)
-        body = self._head(role, model)
+        ranked = rules.rerank(candidates, ask.k, context, now, filters)
+        body = _head(chosen)
         body["items"] = _items(model, ranked, known.history if ask.explain else None, fallback)
         body["unknown_items"] = known.unknown
         body["fallback"] = fallback
@@ -140,14 +150,15 @@ class Service:
         self.metrics.stage("rules", time.perf_counter() - started)
         applied = sorted({reason.name for one in ranked for reason in one.reasons if reason.name})
         note = _note(body, user=ask.user, k=ask.k, items=len(ranked))
-        return Reply(body, {**note, "rules": model.rules.version, "applied": applied})
+        return Reply(body, {**note, "rules": rules.version, "applied": applied})
 
     async def score(self, ask: ScoreRequest) -> Reply:
         """Scores items. Raises Refusal."""
-        role, model = self._choose(ask.user or "\0".join(ask.history or ()), ask.variant)
+        chosen = self._choose(ask.user or "\0".join(ask.history or ()), ask.variant)
+        model = chosen.model
         known = await self._known(model, ask.user, ask.history)
         if not _answerable(model, known):
-            raise _unknown(ask.user, ask.history)
+            raise _unknown(model, ask.user, ask.history)
         found = {id: n for n, id in enumerate(ask.items)}
         items, unknown = model.catalogue.items.indices(found)
         self.metrics.ids("item", len(found), len(unknown))
@@ -158,7 +169,7 @@ class Service:
                 model.catalogue.ids[n]: score
                 for n, score in zip(items.tolist(), scores.tolist(), strict=True)
             }
-        body = self._head(role, model)
+        body = _head(chosen)
         body["scores"] = [{"id": id, "score": of.get(id)} for id in ask.items]
         body["unknown_items"] = known.unknown
         return Reply(body, _note(body, user=ask.user, items=len(ask.items)))
@@ -180,7 +191,7 @@ class Service:
         seen = _NOTHING if history is None else history[history > 0]
         known = _Known(seen, [], model.catalogue.user(user))
         if not _answerable(model, known):
-            raise _unknown(user, None if history is None else [""] * len(history))
+            raise _unknown(model, user, None if history is None else [""] * len(history))
         return await self._scores(model, known, items, None)
 
     async def _scores(
@@ -192,7 +203,8 @@ class Service:
 
     async def similar(self, ask: SimilarRequest) -> Reply:
         """Finds the items most like one. Raises Refusal."""
-        role, model = self._choose(ask.item, ask.variant)
+        chosen = self._choose(ask.item, ask.variant)
+        model = chosen.model
         if ask.k > model.artefact.manifest["k"]:
             raise _too_many(ask.k, model)
         items, unknown = model.catalogue.items.indices([ask.item])
@@ -200,7 +212,7 @@ class Service:
         if unknown:
             raise Refusal(404, "unknown_item", f"the model does not know the item {ask.item!r}.")
         timed = await self._compute(model, Query("similar", items=items), ask.timeout_ms)
-        body = self._head(role, model)
+        body = _head(chosen)
         pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
         body["items"] = [_item(model, n, score) for n, score in pairs if n][: ask.k]
         return Reply(body, _note(body, k=ask.k, items=len(body["items"])))
@@ -229,11 +241,24 @@ class Service:
         body = {"accepted": len(events), "unknown_items": unknown}
         return Reply(body, {"items": len(events)})
 
-    def _choose(self, key: str, asked: Role | None) -> tuple[Role, Model]:
+    async def problems(self, draining: bool) -> list[str]:
+        """Returns why the server should get no requests, and counts it ready without a reason."""
+        problems = ["the server is about to end"] if draining else []
         try:
-            return self.models.choose(key, asked)
+            await self.state.check()
+        except StateUnavailable as error:
+            problems.append(f"the store of events does not answer ({error})")
+        self.metrics.ready.set(0 if problems else 1)
+        return problems
+
+    def _choose(self, key: str, asked: Role | None) -> _Chosen:
+        try:
+            role, model = self.models.choose(key, asked)
         except UserError as error:
             raise Refusal(404, "no_such_model", str(error)) from None
+        deployment = self.models.deployment
+        compared = deployment is not None and deployment.candidate is not None
+        return _Chosen(role, model, deployment.experiment if deployment and compared else None)
 
     async def _known(self, model: Model, user: str | None, history: Sequence[str] | None) -> _Known:
         if user is None and history is None:
@@ -270,53 +295,68 @@ class Service:
         self.metrics.stage("compute", timed.computed)
         return timed
 
-    def _head(self, role: Role, model: Model) -> dict[str, Any]:
-        deployment = self.models.deployment
-        compared = deployment is not None and deployment.candidate is not None
-        return {
-            "request_id": f"{model.fingerprint[:8]}-{_random.getrandbits(64):016x}",
-            "model": {"name": model.name, "fingerprint": model.fingerprint, "variant": role},
-            "experiment": deployment.experiment if deployment and compared else None,
-        }
-
-    def _shadow(
-        self, ask: RecommendRequest, mask_seen: bool, items: np.ndarray, primary: Model
-    ) -> None:
+    def _shadow(self, ask: RecommendRequest, items: np.ndarray, primary: Model, now: float) -> None:
         """Asks the candidate the same beside the answer, and compares the lists."""
         deployment = self.models.deployment
         candidate = self.models.serving.get("candidate")
         if not (deployment and deployment.shadow and candidate and len(self._shadows) < _SHADOWS):
             return
-        task = asyncio.create_task(self._compare(ask, mask_seen, items, primary, candidate))
+        task = asyncio.create_task(self._compare(ask, items, primary, candidate, now))
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
     async def _compare(
         self,
         ask: RecommendRequest,
-        mask_seen: bool,
         items: np.ndarray,
         primary: Model,
         candidate: Model,
+        now: float,
     ) -> None:
         try:
             known = await self._known(candidate, ask.user, ask.history)
             if not _answerable(candidate, known) or not len(items):
                 return
-            query = _query(candidate, known, mask_seen)
+            allowed = _mask(candidate, _filters(ask), ask.context or {}, now)
+            query = _query(candidate, known, ask.exclude_seen, *allowed)
             answer = (await self._compute(candidate, query, ask.timeout_ms)).answer
         except Refusal:  # a shadow has no one to tell
             return
-        shown = answer.items[: len(items)]
+        shown = answer.items[answer.items > 0]
         candidate.served.answered(
-            history_length=len(known.history), unknown_share=0.0, items=shown, scores=answer.scores
+            history_length=len(known.history),
+            unknown_share=len(known.unknown) / (len(known.unknown) + max(1, len(known.history))),
+            items=shown,
+            scores=answer.scores[: len(shown)],
         )
         ours = {primary.catalogue.ids[n] for n in items.tolist()}
-        theirs = {candidate.catalogue.ids[n] for n in shown.tolist() if n}
+        theirs = {candidate.catalogue.ids[n] for n in shown[: len(items)].tolist()}
         self.metrics.shadow_overlap.observe(len(ours & theirs) / len(ours))
 
 
-_FILTERS = ("allow", "deny", "categories")
+def _filters(ask: RecommendRequest) -> Filters:
+    wished = ask.filters
+    if wished is None:
+        return NO_FILTERS
+    return Filters(allow=wished.allow, deny=wished.deny, categories=wished.categories)
+
+
+def _mask(
+    model: Model, filters: Filters, context: Context, now: float
+) -> tuple[Hashable, Callable[[], np.ndarray]]:
+    try:
+        return model.rules.mask(filters, context, now)
+    except UserError as error:
+        raise Refusal(422, "invalid_request", str(error)) from None
+
+
+def _head(chosen: _Chosen) -> dict[str, Any]:
+    role, model, experiment = chosen
+    return {
+        "request_id": f"{model.fingerprint[:8]}-{_random.getrandbits(64):016x}",
+        "model": {"name": model.name, "fingerprint": model.fingerprint, "variant": role},
+        "experiment": experiment,
+    }
 
 
 def _batcher(model: Model) -> Batcher:
@@ -337,8 +377,8 @@ def _query(
     model: Model,
     known: _Known,
     mask_seen: bool,
-    allowed: Hashable = None,
-    make_allowed: Callable[[], np.ndarray] | None = None,
+    allowed: Hashable,
+    make_allowed: Callable[[], np.ndarray],
 ) -> Query:
     """Returns what to ask; items that the model does not read are left out one by one."""
     recent, older = _newest(model, known.history), _NOTHING
@@ -349,7 +389,7 @@ def _query(
         make, allowed = make_allowed, object()
 
         def without_older() -> np.ndarray:
-            mask = np.ones(model.catalogue.num_items + 1, bool) if make is None else make().copy()
+            mask = make().copy()
             mask[older] = False
             return mask
 
@@ -416,8 +456,13 @@ def _too_many(k: int, model: Model) -> Refusal:
     return Refusal(422, "invalid_request", message, fields=[{"path": "k", "message": message}])
 
 
-def _unknown(user: str | None, history: Sequence[str] | None) -> Refusal:
-    then = 'Send a history, or ask for {"fallback": "popular"}.'
+def _unknown(model: Model, user: str | None, history: Sequence[str] | None) -> Refusal:
+    if "users" in model.artefact.shown:
+        what = "says no user" if user is None else f"names the user {user!r}, who is unknown"
+        status = 422 if user is None else 404
+        why = f"the request {what}, and the model knows only users that it was trained on"
+        return Refusal(status, "unknown_user", f"{why}. Name one of them, or {_FALLBACK}.")
+    then = f"Send a history, or {_FALLBACK}."
     if history is not None:
         what = "the model knows no item of the history" if history else "the history is empty"
         return Refusal(422, "unknown_items", f"{what}. {then}")

@@ -1,14 +1,18 @@
-"""Artefacts of tiny models, and stores of each kind, with a Redis that tests start and kill."""
+"""Artefacts of tiny models, stores of each kind, and servers and a Redis that tests kill."""
 
 import dataclasses
+import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jax
 import numpy as np
 import pytest
@@ -24,6 +28,7 @@ from jaxrec.objectives import BPR, FullSoftmax
 from jaxrec.serving.state import State, open_state
 from jaxrec.training import Experiment, ExperimentConfig, save_trained
 
+ROOT = Path(__file__).parents[2]
 CATEGORIES = ("Comedy", "Drama", "Comedy|Drama")
 
 
@@ -145,3 +150,106 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
         return open_state(url, max_events=max_events)
 
     return opened
+
+
+class Serving:
+    """scripts/serve.py as a process of its own, which has told that it is ready.
+
+    Attributes:
+      url: where it listens.
+      port: of it.
+      process: the process.
+    """
+
+    def __init__(self, folder: Path, flags: tuple[str, ...], programs: Path) -> None:
+        self.said = folder / "said.txt"
+        self.complained = folder / "complained.txt"
+        common = ("--port=0", "--reload_every=0.1", f"--compile_cache={programs}")
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": "",
+        }
+        with open(self.said, "ab") as out, open(self.complained, "ab") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "scripts/serve.py", *common, *flags],
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=err,
+            )
+        deadline = time.monotonic() + 120
+        while "ready in" not in self.said.read_text():
+            assert self.process.poll() is None, self.complained.read_text()
+            assert time.monotonic() < deadline, self.said.read_text()
+            time.sleep(0.02)
+        self.url = self.said.read_text().split("ready in")[-1].split()[2]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, **{"timeout": 30, **options})
+
+    def connect(self, timeout: float = 10) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+
+    def stop(self) -> int:
+        """Ends it with SIGTERM, and returns the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def complaints(self) -> str:
+        """What it wrote to stderr."""
+        return self.complained.read_text()
+
+
+class Servers:
+    """Starts servers, all of which are ended when a test is over."""
+
+    def __init__(self, programs: Path, folder: Callable[[], Path]) -> None:
+        self._programs, self._folder = programs, folder
+        self.all: list[Serving] = []
+
+    def __call__(self, *flags: object, folder: Path | None = None) -> Serving:
+        texts = tuple(str(flag) for flag in flags)
+        if not any(text.startswith("--state") for text in texts):
+            texts += ("--state=memory:",)
+        serving = Serving(folder or self._folder(), texts, self._programs)
+        self.all.append(serving)
+        return serving
+
+    def end(self) -> None:
+        """Kills what runs. What a server wrote must be no defect of it."""
+        for serving in self.all:
+            serving.kill()
+        for serving in self.all:
+            assert "Traceback" not in serving.complaints(), serving.complaints()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of compiled programs, so that one start of the session is slow."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="session")
+def start_for_session(
+    programs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
+    servers = Servers(programs, lambda: tmp_path_factory.mktemp("server"))
+    yield servers
+    servers.end()
+
+
+@pytest.fixture
+def start(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Starts servers for one test."""
+    servers = Servers(programs, lambda: tmp_path_factory.mktemp("server"))
+    yield servers
+    servers.end()
