@@ -10,12 +10,13 @@ import functools
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxrec.export import Artefact
 from jaxrec.typing import UserError
@@ -107,6 +108,9 @@ class Lane(NamedTuple):
     items: int
 
 
+_SIMILAR = Lane("similar", 0, 0, 1)
+
+
 class Engine:
     """An artefact and its compiled programs. `run` is for one thread at a time."""
 
@@ -114,6 +118,7 @@ class Engine:
         self.artefact = artefact
         self.sizes = sizes or Sizes.of(artefact)
         self._lists = _Lists(self.sizes.lists, artefact.num_items + 1)
+        self._run = jax.jit(self._call, static_argnums=0)
 
     @functools.cached_property
     def lanes(self) -> tuple[Lane, ...]:
@@ -123,7 +128,7 @@ class Engine:
         recommend = [Lane("recommend", n, usual, 0) for n in sizes.lengths]
         recommend += [Lane("recommend", longest, n, 0) for n in sizes.exclude[1:]]
         score = [Lane("score", longest, 0, n) for n in sizes.items]
-        return (*recommend, *score, Lane("similar", 0, 0, 0))
+        return (*recommend, *score, _SIMILAR)
 
     def lane_of(self, query: Query) -> Lane:
         """Returns where a query runs.
@@ -133,7 +138,7 @@ class Engine:
         """
         sizes = self.sizes
         if query.program == "similar":
-            return Lane("similar", 0, 0, 0)
+            return _SIMILAR
         if query.program == "score":
             return Lane("score", sizes.lengths[-1], 0, _round_up("items", sizes.items, query.items))
         exclude = _round_up("items to leave out", sizes.exclude, query.exclude)
@@ -156,29 +161,18 @@ class Engine:
     def run(self, lane: Lane, queries: Sequence[Query]) -> list[Answer]:
         """Answers queries of one lane, at most as many as the largest size of rows."""
         rows = min(size for size in self.sizes.rows if size >= len(queries))
-        shown = self._shown(lane, queries, rows)
-        program = self.artefact.programs[lane.program]
-        weights, vectors = self.artefact.weights, self.artefact.vectors
-        if lane.program == "similar":
-            item = np.zeros(rows, np.int32)
-            item[: len(queries)] = [query.items[0] for query in queries]
-            items, scores = jax.device_get(program(vectors, item))
-        elif lane.program == "score":
-            wanted = _right([query.items for query in queries], rows, lane.items)
-            scores = jax.device_get(program(weights, vectors, *shown, wanted))
+        lists, which = self._lists.place(queries)
+        given = _given(lane, queries, which, rows)
+        found = np.asarray(
+            self._run(lane, self.artefact.weights, self.artefact.vectors, lists, given)
+        )
+        if lane.program == "score":
             return [
                 Answer(query.items, row[lane.items - len(query.items) :])
-                for query, row in zip(queries, scores, strict=False)
+                for query, row in zip(queries, found, strict=False)
             ]
-        else:
-            exclude = _right([query.exclude for query in queries], rows, lane.exclude)
-            lists, which = self._lists.place(queries, rows)
-            limits: list[np.ndarray | jax.Array] = [exclude, lists, which]
-            if "history" in self.artefact.shown:
-                seen = np.zeros(rows, bool)
-                seen[: len(queries)] = [query.mask_seen for query in queries]
-                limits.append(seen)
-            items, scores = jax.device_get(program(weights, vectors, *shown, *limits))
+        k = found.shape[1] // 2
+        items, scores = found[:, :k], found[:, k:].view(np.float32)
         return [Answer(items[row], scores[row]) for row in range(len(queries))]
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
@@ -196,17 +190,29 @@ class Engine:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _shown(self, lane: Lane, queries: Sequence[Query], rows: int) -> list[np.ndarray]:
-        """Returns what the model is shown, in the order that its programs want."""
-        shown = []
-        for name in self.artefact.shown:
-            if name == "history":
-                shown.append(_right([query.history for query in queries], rows, lane.length))
-            else:
-                users = np.zeros(rows, np.int32)
-                users[: len(queries)] = [query.user for query in queries]
-                shown.append(users)
-        return shown
+    def _call(
+        self,
+        lane: Lane,
+        weights: Mapping[str, jax.Array],
+        vectors: jax.Array,
+        lists: jax.Array,
+        given: jax.Array,
+    ) -> jax.Array:
+        """Runs a program with what `_given` packed; packs items and scores into int32 as well."""
+        ends = np.cumsum([lane.length, lane.exclude, lane.items])
+        history, exclude, items, rest = jnp.split(given, ends, axis=1)
+        user, which, seen = rest[:, 0], rest[:, 1], rest[:, 2]
+        shown = [history if name == "history" else user for name in self.artefact.shown]
+        program = self.artefact.programs[lane.program]
+        if lane.program == "score":
+            scores: jax.Array = program(weights, vectors, *shown, items)
+            return scores
+        if lane.program == "similar":
+            found, scores = program(vectors, items[:, 0])
+        else:
+            masked = [seen > 0] if "history" in self.artefact.shown else []
+            found, scores = program(weights, vectors, *shown, exclude, lists, which, *masked)
+        return jnp.concatenate([found, lax.bitcast_convert_type(scores, jnp.int32)], axis=1)
 
 
 class _Lists:
@@ -219,9 +225,9 @@ class _Lists:
         self._lists = jnp.ones((count, width), bool)
         self._row_of: OrderedDict[Hashable, int] = OrderedDict()
 
-    def place(self, queries: Sequence[Query], rows: int) -> tuple[jax.Array, np.ndarray]:
-        """Returns the lists and (rows,) int32, which of them holds for each query."""
-        which = np.zeros(rows, np.int32)
+    def place(self, queries: Sequence[Query]) -> tuple[jax.Array, np.ndarray]:
+        """Returns the lists and (n,) int32, which of them holds for each query."""
+        which = np.zeros(len(queries), np.int32)
         named = [(n, query) for n, query in enumerate(queries) if query.allowed is not None]
         for _, query in named:
             if query.allowed in self._row_of:  # before any row makes room
@@ -249,13 +255,23 @@ def _set_row(lists: jax.Array, row: int, values: np.ndarray) -> jax.Array:
     return lists.at[row].set(values)
 
 
-def _right(values: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray:
-    """Returns (rows, columns) int32: each of the values aligned to the right of its row."""
-    out = np.zeros((rows, columns), np.int32)
-    for row, value in zip(out, values, strict=False):
-        if len(value):
-            row[columns - len(value) :] = value
-    return out
+def _given(lane: Lane, queries: Sequence[Query], which: np.ndarray, rows: int) -> np.ndarray:
+    """Returns all that a batch has to say in one array, as each that is handed over takes a while.
+
+    (rows, columns) int32: history, items to leave out and items, each to the right of its part,
+    then the user, the list and whether what was seen is masked.
+    """
+    first, second = lane.length + lane.exclude, lane.length + lane.exclude + lane.items
+    given = np.zeros((rows, second + 3), np.int32)
+    given[: len(queries), second + 1] = which
+    for row, query in zip(given, queries, strict=False):
+        for end, values in ((lane.length, query.history), (first, query.exclude)):
+            if len(values):
+                row[end - len(values) : end] = values
+        if lane.items:
+            row[second - len(query.items) : second] = query.items
+        row[second], row[second + 2] = query.user, query.mask_seen
+    return given
 
 
 def _round_up(what: str, sizes: tuple[int, ...], values: np.ndarray) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pydantic_core
@@ -127,16 +127,18 @@ class Gate:
         if wanted and self._health.lag > self._config.max_lag_s:
             self._metrics.rejected("overloaded")
             raise Refusal(503, "overloaded", "the server is behind; try again.", retry_after=1)
-        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         if wanted:
             self._limit(scope, self._check_key(headers, wanted))
-        if _header(headers, b"content-encoding") not in (None, b"identity"):
+        if headers.get(b"content-encoding") not in (None, b"identity"):
             raise Refusal(415, "compressed", "send the body as it is, without Content-Encoding.")
-        length = _header(headers, b"content-length")
-        if length is None and _header(headers, b"transfer-encoding") is None:
+        length = headers.get(b"content-length")
+        if length is None and b"transfer-encoding" not in headers:
             return b""
         if length is not None and int(length) > self._config.max_body:
             raise self._too_large()
+        if scope["state"].get("whole"):  # there is nothing to wait for
+            return await self._read(receive)
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
                 return await self._read(receive)
@@ -161,13 +163,13 @@ class Gate:
         most = self._config.max_body
         return Refusal(413, "too_large", f"a body has at most {most:,} bytes.")
 
-    def _check_key(self, headers: Sequence[tuple[bytes, bytes]], wanted: str) -> Key | None:
+    def _check_key(self, headers: Mapping[bytes, bytes], wanted: str) -> Key | None:
         keys = self._keys()
         if keys is None:
             return None
-        given = _header(headers, b"x-api-key")
+        given = headers.get(b"x-api-key")
         if given is None:
-            scheme, _, given = (_header(headers, b"authorization") or b"").partition(b" ")
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             given = given if scheme.lower() == b"bearer" else b""
         key = keys.find(given.decode("latin-1")) if given else None
         if key is None:
@@ -262,7 +264,3 @@ def _told_once(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    return next((value for key, value in headers if key == name), None)

@@ -103,6 +103,8 @@ class _Joining:
 def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:
     """Returns uvicorn's HTTP protocol with more limits, so that nobody holds a connection for long.
 
+    It says in `scope["state"]["whole"]` when all of a request has come.
+
     Args:
       max_connections: how many clients may be connected.
       patience_s: seconds in which a client must send the head of a request, counted from when it
@@ -124,6 +126,7 @@ def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self._in_head:
+                self._wait()  # not at its first byte: a timer costs as much as parsing a head
                 self._head += len(data)
                 if self._head > _MOST_HEAD and not self.transport.is_closing():
                     self._refuse(431, "too_large", f"a head has at most {_MOST_HEAD:,} bytes.")
@@ -135,12 +138,15 @@ def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._in_head, self._head = True, 0
-            self._wait()
 
         def on_headers_complete(self) -> None:
             self._in_head = False
             self._stop_waiting()
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self.scope["state"]["whole"] = True
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
