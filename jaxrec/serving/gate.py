@@ -212,9 +212,7 @@ class Health:
             self.lag = loop.time() - due
 
 
-async def respond_refused(
-    send: Send, scope: Scope, refusal: Refusal, *, last: bool = True
-) -> None:
+async def respond_refused(send: Send, scope: Scope, refusal: Refusal, *, last: bool = True) -> None:
     """Sends what every error looks like: a status, headers, and `schemas.ErrorResponse`.
 
     Clients of the open inference protocol want another body. Unless this is the `last` of the

@@ -166,6 +166,7 @@ class _Server:
             limits=Limits(config.rate) if config.rate or config.keys else None,
             health=self.health,
         )
+
         def ready() -> None:
             seconds = time.perf_counter() - self.began
             host, port = sockets[0].getsockname()[:2]
