@@ -64,11 +64,34 @@ class Server(uvicorn.Server):
         self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        late = [socket.dup() for socket in sockets or ()]
         for server in self.servers:
             server.close()
+        await self._accept_the_last(late)
         # Who is connected may have sent what has not arrived; it is answered too.
         await asyncio.sleep(_LAST_S)
         await super().shutdown(sockets)
+
+    async def _accept_the_last(self, listening: list[socket.socket]) -> None:
+        """Lets in who has connected already, and would be cut off when the sockets are closed."""
+        loop = asyncio.get_running_loop()
+        connections = []
+        for one in listening:
+            one.setblocking(False)
+            with one, contextlib.suppress(OSError):  # at the latest, that there is no more
+                while len(connections) < self.config.backlog:
+                    connections.append(one.accept()[0])
+        for connection in connections:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(
+                lambda: self.config.http_protocol_class(  # type: ignore[call-arg]
+                    config=self.config,
+                    server_state=self.server_state,
+                    app_state=self.lifespan.state,
+                    _loop=loop,
+                ),
+                connection,
+            )
 
 
 class _Joining:
@@ -114,6 +137,7 @@ def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:
     class Protocol(HttpToolsProtocol):
         _patience: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
+        _answering: RequestResponseCycle | None = None
         _in_head = False
         _head = 0
 
@@ -171,7 +195,16 @@ def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             self._stop_waiting_for_reading()
+            # uvicorn tells the newest request alone, and those before it would fail at writing.
+            for cycle in (self._answering, *(cycle for cycle, _ in self.pipeline)):
+                if cycle is not None and not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
             super().connection_lost(exc)
+
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            self._answering = cycle
+            super()._start_asgi_task(cycle, app)
 
         def _refuse(self, status: int, code: str, message: str) -> None:
             self.transport.write(_refusal(status, code, message))

@@ -32,7 +32,7 @@ from jaxrec.serving.listening import Server, listen, protocol
 from jaxrec.serving.metrics import Metrics
 from jaxrec.serving.rules import Rules, load_rules
 from jaxrec.serving.service import Service
-from jaxrec.serving.state import open_state
+from jaxrec.serving.state import StateUnavailable, open_state
 from jaxrec.typing import UserError
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,11 @@ class _Server:
             stack.callback(sockets[0].close)
             state = open_state(config.state, max_events=config.max_events)
             stack.push_async_callback(state.close)
+            try:
+                # What it needs is opened now: a full disk would not let it be opened later.
+                await state.check()
+            except StateUnavailable as error:
+                log.warning("%s", error)
             if config.histories is not None:
                 await import_histories(state, config.histories, self.say)
             if config.audit_log is not None:
