@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import jaxrec
 from jaxrec.serving import schemas
 from jaxrec.serving.gate import Health, respond_refused
-from jaxrec.serving.kserve import add_kserve
+from jaxrec.serving.kserve import InferRequest, add_kserve
 from jaxrec.serving.metrics import CONTENT_TYPE
 from jaxrec.serving.service import Refusal, Reply, Service
 from jaxrec.serving.state import StateUnavailable
@@ -314,7 +314,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _describe(openapi: dict[str, Any]) -> dict[str, Any]:
     """Adds the bodies of requests, which routes read themselves."""
     place = "#/components/schemas/{model}"
-    _, defined = models_json_schema([(model, "validation") for model in _ASKED], ref_template=place)
+    _, defined = models_json_schema([(model, "validation") for model in (*_ASKED, InferRequest)], ref_template=place)
     parts = openapi.setdefault("components", {})
     parts.setdefault("schemas", {}).update(defined.get("$defs", {}))
     parts["securitySchemes"] = {

@@ -58,6 +58,42 @@ class InferRequest(BaseModel):
     parameters: dict[str, Any] = {}
 
 
+class ProtocolError(BaseModel):
+    """The protocol's shape of errors."""
+
+    error: str
+
+
+_ERRORS = {
+    400: "The request is not as the protocol describes.",
+    401: "No key, or one that is not known.",
+    403: "A key without the scope.",
+    404: "There is no such model, or the user is not known.",
+    408: "The body came too slowly.",
+    413: "The body is too large.",
+    415: "The body is compressed.",
+    422: "The model knows nothing of who is asking.",
+    429: "Too many requests of this client; see Retry-After.",
+    503: "Overloaded; see Retry-After.",
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProtocolError, "description": text} for status, text in _ERRORS.items()
+}
+_SCORES = {
+    "description": "Scores, as JSON or in binary.",
+    "content": {
+        "application/json": {"schema": {"type": "object", "required": ["outputs"]}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}}
+    },
+}
+
+
 def add_kserve(app: FastAPI, service: Service, ready: Callable[[], bool]) -> None:
     """Adds the protocol's routes to an application."""
 
@@ -73,22 +109,40 @@ def add_kserve(app: FastAPI, service: Service, ready: Callable[[], bool]) -> Non
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", summary="Open inference protocol: ready.")
+    @app.get(
+        "/v2/health/ready",
+        summary="Open inference protocol: ready.",
+        responses={503: {"description": "The server is about to end."}},
+    )
     async def is_ready() -> Response:
         return _json({"ready": ready()}, 200 if ready() else 503)
 
-    @app.get("/v2/models/{name}/ready", summary="Open inference protocol: a model is ready.")
+    @app.get(
+        "/v2/models/{name}/ready",
+        summary="Open inference protocol: a model is ready.",
+        responses=_RESPONSES,
+    )
     async def model_ready(name: str) -> dict[str, Any]:
         _check_name(name)
         return {"name": name, "ready": True}
 
-    @app.get("/v2/models/{name}", summary="Open inference protocol: what a model takes.")
+    @app.get(
+        "/v2/models/{name}",
+        summary="Open inference protocol: what a model takes.",
+        responses=_RESPONSES,
+    )
     async def metadata(name: str) -> dict[str, Any]:
         _check_name(name)
         _, model = service.models.choose("", "primary")
         return _metadata(model)
 
-    @app.post("/v2/models/{name}/infer", summary="Open inference protocol: scores of items.")
+    @app.post(
+        "/v2/models/{name}/infer",
+        summary="Open inference protocol: scores of items.",
+        response_class=Response,
+        responses={200: _SCORES, **_RESPONSES},
+        openapi_extra={"requestBody": _BODY},
+    )
     async def infer(name: str, request: Request) -> Response:
         _check_name(name)
         asked, binary = _parse(request)
