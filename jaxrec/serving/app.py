@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import pydantic_core
 from fastapi import FastAPI, Request, Response
@@ -40,6 +40,7 @@ _ERRORS: dict[int, str] = {
     429: "Too many requests of this client; see Retry-After.",
     503: "Overloaded, or a store is gone; see Retry-After.",
 }
+_MOST_TOLD = 10_000  # mistakes of a body; to list more holds others up
 _PAGE = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 _PAGE_HEADERS = {
@@ -92,6 +93,8 @@ def parse[T: BaseModel](model: type[T], body: bytes) -> T:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if (count := error.error_count()) > _MOST_TOLD:
+            raise Refusal(422, "invalid_request", f"the body has {count:,} mistakes.") from None
         fields = _fields(error.errors(include_url=False, include_input=False))
         message = f"{fields[0]['path'] or 'body'}: {fields[0]['message']}"
         raise Refusal(422, "invalid_request", message, fields=fields) from None
@@ -314,7 +317,9 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _describe(openapi: dict[str, Any]) -> dict[str, Any]:
     """Adds the bodies of requests, which routes read themselves."""
     place = "#/components/schemas/{model}"
-    _, defined = models_json_schema([(model, "validation") for model in (*_ASKED, InferRequest)], ref_template=place)
+    asked: list[tuple[type[BaseModel], Literal["validation"]]]
+    asked = [(model, "validation") for model in (*_ASKED, InferRequest)]
+    _, defined = models_json_schema(asked, ref_template=place)
     parts = openapi.setdefault("components", {})
     parts.setdefault("schemas", {}).update(defined.get("$defs", {}))
     parts["securitySchemes"] = {

@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
     async def _accept_the_last(self, listening: list[socket.socket]) -> None:
         """Lets in who has connected already, and would be cut off when the sockets are closed."""
         loop = asyncio.get_running_loop()
-        connections = []
+        connections: list[socket.socket] = []
         for one in listening:
             one.setblocking(False)
             with one, contextlib.suppress(OSError):  # at the latest, that there is no more

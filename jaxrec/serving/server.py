@@ -145,18 +145,18 @@ class _Server:
             jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
         sockets = [listen(config.host, config.port)]
-        self.keys.refresh()
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(sockets[0].close)
+            self.keys.refresh()
             state = open_state(config.state, max_events=config.max_events)
             stack.push_async_callback(state.close)
+            if config.histories is not None:
+                await import_histories(state, config.histories, self.say)
             try:
                 # What it needs is opened now: a full disk would not let it be opened later.
                 await state.check()
             except StateUnavailable as error:
                 log.warning("%s", error)
-            if config.histories is not None:
-                await import_histories(state, config.histories, self.say)
             if config.audit_log is not None:
                 self.audit = AuditLog(
                     config.audit_log,

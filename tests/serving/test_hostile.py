@@ -254,6 +254,14 @@ def test_odd_but_right_requests_are_answered(client: httpx.Client) -> None:
     assert items(json.dumps(huge)) == wanted
 
 
+def test_a_body_of_mistakes_alone_holds_nobody_up(client: httpx.Client) -> None:
+    text = ",".join(f'"a{n}":null' for n in range(60_000))
+    body = '{"history": ["i3"], "context": {' + text + "}}"
+    start = time.monotonic()
+    assert "mistakes" in check_error(client.post("/v1/recommend", content=body), 422)
+    assert time.monotonic() - start < 0.5
+
+
 def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
     headers = {"content-encoding": "gzip"}
     response = client.post("/v1/recommend", content=gzip.compress(ASK), headers=headers)

@@ -31,7 +31,8 @@ def serving(start_for_session: Any, exported: Any, tmp_path_factory: Any) -> Any
 def test_every_operation_answers_as_it_is_described(serving: Any, mode: GenerationMode) -> None:
     described = schemathesis.openapi.from_url(f"{serving.url}/openapi.json")
     checks = CHECKS.get_by_names(CHECKED)
-    operations = [result.ok() for result in described.get_all_operations()]
+    results: Any = described.get_all_operations()
+    operations = [result.ok() for result in results]
     labels = {operation.label for operation in operations}
     assert {"POST /v1/recommend", "POST /v1/events", "GET /v1/items", "GET /v1/model"} <= labels
     assert {"POST /v2/models/{name}/infer", "GET /readyz", "GET /metrics"} <= labels

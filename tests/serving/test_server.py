@@ -1,6 +1,7 @@
 """What the server answers over HTTP, held against what its artefact says when it is asked alone."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from jaxrec.export import Artefact, load_artefact
+from jaxrec.serving.deployment import Deployment
+from jaxrec.serving.server import ServerConfig, serve
+from jaxrec.typing import UserError
 
 RULES = """
 category_column = "category"
@@ -369,3 +373,29 @@ def test_requests_of_all_sizes_compile_nothing(client: httpx.Client, of_users: A
         metrics = one.get("/metrics").text
         assert value(metrics, 'jaxrec_compilations_total{phase="serving"}') == 0
         assert value(metrics, 'jaxrec_request_seconds_count{route="/v1/recommend",status="200"}')
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"state": "postgres://name:secret@x"}, "no store is known under 'postgres:'"),
+        ({"state": "sqlite:/no/such/folder/x.db"}, "the folder of /no/such/folder/x.db"),
+        ({"audit_log": Path("/no/such/folder/x")}, "the audit log /no/such/folder/x cannot be"),
+        ({"keys": Path("/no/such/keys")}, "the file of keys /no/such/keys cannot be read"),
+        ({"rules": Path("/no/such/rules.toml")}, "rules.toml"),
+        ({"histories": Path("/no/such/data")}, "/no/such/data"),
+        ({"host": "256.1.1.1"}, "cannot listen on 256.1.1.1:0"),
+        ({"host": "192.0.2.1"}, "cannot listen on 192.0.2.1:0"),
+        ({"rate": 0.0}, "rate is a number above 0; got 0.0"),
+        ({"rate": float("nan")}, "rate is a number above 0; got nan"),
+        ({"timeout_s": 0.0}, "timeout is a number above 0; got 0.0"),
+        ({"deployment": Path("/no/such.toml")}, "/no/such.toml cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anybody_is_served(
+    exported: Any, config: dict[str, Any], message: str
+) -> None:
+    deployment = Deployment(primary=exported("sasrec", 0))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        serve(ServerConfig(**{"deployment": deployment, "port": 0, **config}), say=print)
+    assert "secret" not in str(caught.value)
