@@ -58,9 +58,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Raises UserError when another server took the port since it was bound."""
         try:
-            await super().startup(sockets)
+            for one in sockets or ():
+                one.listen(self.config.backlog)  # uvloop would keep the error to itself
         except OSError as error:
             raise _not_to_be_had("the port", error) from None
+        await super().startup(sockets)
         self._on_listening()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
