@@ -23,6 +23,11 @@ from jaxrec.serving.state import StateUnavailable
 
 # The longest beginning of a path comes first.
 SCOPES = {"/v1/events": "events", "/v1/": "serve", "/v2/models/": "serve"}
+# Paths without parameters that need a scope.
+ROUTES = (
+    *("/v1/recommend", "/v1/score", "/v1/similar", "/v1/events"),
+    *("/v1/model", "/v1/items", "/v1/users"),
+)
 _ASKED = (
     schemas.RecommendRequest,
     schemas.ScoreRequest,

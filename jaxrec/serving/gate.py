@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pydantic_core
@@ -60,6 +60,7 @@ class Gate:
         keys: Callable[[], Keys | None],
         limits: Limits | None,
         health: "Health",
+        routes: Collection[str] = (),
     ) -> None:
         """Wraps an application.
 
@@ -73,10 +74,12 @@ class Gate:
           keys: returns the keys that hold now; None lets everybody in.
           limits: how often a key, or an address, may ask; None does not limit.
           health: whether the server is behind, or about to end.
+          routes: paths that metrics and log name when a request is refused here.
         """
         self._app, self._config, self._scopes = app, config, scopes
         self._metrics, self._audit, self._keys = metrics, audit, keys
         self._limits, self._health = limits, health
+        self._routes = frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,7 +115,9 @@ class Gate:
                 await respond_refused(answer, scope, Refusal(500, "internal", why))
         finally:
             seconds = time.perf_counter() - started
-            route = state.get("route") or getattr(scope.get("route"), "path", None) or "other"
+            route = state.get("route") or getattr(scope.get("route"), "path", None) or ""
+            if not route:  # refused before it was looked for
+                route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.request(route, status, seconds)
             if self._audit is not None and route.startswith("/v"):
                 note = state.get("note", {})

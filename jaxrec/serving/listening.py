@@ -122,7 +122,8 @@ class _Joining:
     def _flush(self) -> None:
         if self._parts:
             parts, self._parts = self._parts, []
-            self._transport.write(b"".join(parts))
+            if not self._transport.is_closing():  # or the client left in this turn
+                self._transport.write(b"".join(parts))
 
 
 def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import uvicorn
 
-from jaxrec.serving.app import SCOPES, make_app
+from jaxrec.serving.app import ROUTES, SCOPES, make_app
 from jaxrec.serving.audit import AuditLog
 from jaxrec.serving.batching import THREAD, Batcher
 from jaxrec.serving.deployment import Change, Deployment, Model, Models, Role, seen_of
@@ -185,6 +185,7 @@ class _Server:
             keys=lambda: self.keys.value,
             limits=Limits(config.rate) if config.rate or config.keys else None,
             health=self.health,
+            routes=ROUTES,
         )
 
         def ready() -> None:

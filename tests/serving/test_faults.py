@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 
 from jaxrec.export import load_artefact
+from jaxrec.serving.app import ROUTES
+from jaxrec.serving.keys import new_key
 
 ASK = {"history": ["i3", "i5"], "k": 5}
 
@@ -439,13 +441,13 @@ def test_overload_is_refused_at_once_and_passes(start: Any, exported: Any) -> No
 
 
 def test_keys_scopes_and_rates(start: Any, exported: Any, tmp_path: Path) -> None:
-    from jaxrec.serving.keys import new_key
-
     file = tmp_path / "keys.jsonl"
     shop = new_key(file, "shop")
     reader = new_key(file, "reader", scopes=["serve"])
     slow = new_key(file, "slow", rate=2.0)
-    serving = start(f"--artifact={exported('sasrec', 0)}", f"--keys={file}")
+    audit = tmp_path / "audit.jsonl"
+    flags = (f"--keys={file}", f"--audit_log={audit}")
+    serving = start(f"--artifact={exported('sasrec', 0)}", *flags)
     with serving.client() as client:
 
         def ask(key: str | None, path: str = "/v1/recommend", **body: Any) -> httpx.Response:
@@ -486,5 +488,12 @@ def test_keys_scopes_and_rates(start: Any, exported: Any, tmp_path: Path) -> Non
         file.write_text("".join(line for line in text.splitlines(True) if '"reader"' not in line))
         until(lambda: ask(reader).status_code == 401)
         assert ask(shop).status_code == 200
-    for secret in (shop, reader, slow):
-        assert secret not in serving.complaints() + serving.said.read_text()
+        routes = set(client.get("/openapi.json").json()["paths"])
+        assert set(ROUTES) <= routes
+        assert serving.stop() == 0
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    logged = {(line["route"], line["status"]) for line in lines}
+    assert {("/v1/recommend", status) for status in (200, 401, 429)} <= logged
+    assert {("/v1/events", 403), ("/v1/model", 401), ("/v1/users", 200)} <= logged
+    told = serving.complaints() + serving.said.read_text() + audit.read_text()
+    assert not any(secret in told for secret in (shop, reader, slow))

@@ -331,12 +331,10 @@ def test_http_of_all_kinds(serving: Any) -> None:
     assert got(post("/v1/recommend", ASK) * 5 + close) == [200] * 6  # pipelined
     assert got(post("/v1/recommend", b"{") + close) == [422, 200]
     assert got(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + close) == [200, 200]
-    assert got(post("/v1/recommend", ASK, "Expect: 100-continue", "Connection: close")) == [
-        100,
-        200,
-    ]
-    upgrade = post("/v1/recommend", ASK, "Connection: Upgrade", "Upgrade: websocket")
-    assert got(upgrade) in ([200], [422])
+    expects = post("/v1/recommend", ASK, "Expect: 100-continue", "Connection: close")
+    assert got(expects) == [100, 200]
+    upgrade = ("Connection: Upgrade, close", "Upgrade: websocket")
+    assert got(post("/v1/recommend", ASK, *upgrade))[0] == 422  # what follows is no HTTP
     for broken in (
         b"nonsense\r\n\r\n",
         b"GET /healthz HTTP/9.9\r\n\r\n",
@@ -382,9 +380,8 @@ def test_slow_clients_are_ended_and_others_served_meanwhile(serving: Any, client
 
         unfinished = b"POST /v1/recommend HTTP/1.1\r\nContent-Length: 500\r\n\r\n{"
         ask = post("/v1/recommend", ASK)
-        for _ in range(100):  # they say nothing, before or after an answer
+        for _ in range(100):  # they say nothing
             connect()
-        connect(ask)
         connect(ask + b"\r\n", b"\r\n")
         connect(post("/v1/recommend", ASK, "Content-Encoding: gzip")[:-1], ASK[-1:])
         head_without_end = connect(b"POST /v1/recommend HTTP/1.1\r\nX: ")
@@ -394,7 +391,7 @@ def test_slow_clients_are_ended_and_others_served_meanwhile(serving: Any, client
         connect(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
         connect(*[b"GET /openapi.json HTTP/1.0\r\nHost: x\r\n\r\n"])
         assert open_files(client) > before + 100
-        times, deadline = [], time.monotonic() + 12 + 4 * PATIENCE
+        times, deadline = [], time.monotonic() + 8 * PATIENCE
         while open_files(client) > before:
             for connection in (head_by_bytes, body_by_bytes):
                 with contextlib.suppress(OSError):  # it was ended
