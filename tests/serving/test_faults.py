@@ -409,7 +409,7 @@ def test_a_full_disk_refuses_events_and_nothing_else(
 
 
 def test_overload_is_refused_at_once_and_passes(start: Any, exported: Any) -> None:
-    flags = ("--max_batch=1", "--max_waiting=4", "--timeout=0.5")
+    flags = ("--max_batch=1", "--max_waiting=4", "--timeout=0.5", "--max_connections=40")
     serving = start(f"--artifact={exported('sasrec', 0)}", *flags)
     clients = [serving.client() for _ in range(24)]
     codes: list[tuple[int, str]] = []
@@ -436,6 +436,11 @@ def test_overload_is_refused_at_once_and_passes(start: Any, exported: Any) -> No
         until(lambda: client.post("/v1/recommend", json=ASK).status_code == 200, 5)
         for _ in range(20):
             assert client.post("/v1/recommend", json=ASK).status_code == 200
+        with contextlib.ExitStack() as stack:
+            more = [stack.enter_context(serving.connect()) for _ in range(50)]
+            told = more[-1].recv(4096)
+            assert told.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in told
+            assert client.get("/healthz").status_code == 200  # who was there first
     for one in clients:
         one.close()
 
