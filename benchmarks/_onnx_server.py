@@ -73,5 +73,6 @@ if __name__ == "__main__":
     app = make_app(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
     config = uvicorn.Config(app, port=0, access_log=False, log_level="warning")
     sock = config.bind_socket()
+    sock.listen()  # who connects before the server runs waits
     print(f"ready: http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[sock])

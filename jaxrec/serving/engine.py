@@ -44,7 +44,8 @@ class Sizes:
 
     @staticmethod
     def of(artefact: Artefact, *, max_batch: int = 16, max_exclude: int = 1024) -> "Sizes":
-        """Returns sizes that suit a model: rows in powers of 4, lengths in quarters of the longest.
+        """Returns sizes that suit a model: rows in powers of 4, lengths the longest, a quarter
+        and an eighth of it: most histories are short.
 
         Raises:
           UserError: for bounds below 1.
@@ -55,8 +56,8 @@ class Sizes:
             )
         rows = tuple(size for n in range(10) if (size := 4**n) < max_batch) + (max_batch,)
         longest = int(artefact.manifest["max_len"])
-        quarters = (-(-longest // 4**n) for n in range(10))
-        lengths = tuple(sorted({n for n in quarters if n >= min(longest, 8)}))
+        parts = (-(-longest // n) for n in (1, 4, 8))
+        lengths = tuple(sorted({n for n in parts if n >= min(longest, 6)}))
         return Sizes(
             rows=rows,
             lengths=lengths or (0,),
