@@ -140,7 +140,6 @@ def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:
     class Protocol(HttpToolsProtocol):
         _patience: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
-        _answering: RequestResponseCycle | None = None
         _in_head = False
         _head = 0
 
@@ -198,16 +197,7 @@ def protocol(max_connections: int, patience_s: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             self._stop_waiting_for_reading()
-            # uvicorn tells the newest request alone, and those before it would fail at writing.
-            for cycle in (self._answering, *(cycle for cycle, _ in self.pipeline)):
-                if cycle is not None and not cycle.response_complete:
-                    cycle.disconnected = True
-                    cycle.message_event.set()
             super().connection_lost(exc)
-
-        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-            self._answering = cycle
-            super()._start_asgi_task(cycle, app)
 
         def _refuse(self, status: int, code: str, message: str) -> None:
             self.transport.write(_refusal(status, code, message))

@@ -107,7 +107,9 @@ def test_a_port_that_is_taken_while_the_model_loads_is_told_of(
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
         flags = (f"--artifact={artefact}", "--state=memory:", programs)
-        with scripts.start("serve", f"--port={other.getsockname()[1]}", *flags) as process:
+        port = f"--port={other.getsockname()[1]}"
+        quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        with scripts.start("serve", port, *flags, **quick) as process:
             assert "every file is right" in process.stdout.readline()
             other.listen()
             out, err = process.communicate(timeout=60)
