@@ -5,6 +5,7 @@ overload a refusal must cost less than an answer.
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import logging
