@@ -8,6 +8,7 @@ pinned, then the others are chosen one by one under caps and for variety.
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -63,8 +64,7 @@ class Reason:
     text: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(NamedTuple):
     """An item of the list; the score is None for a pinned item that was no candidate."""
 
     item: int

@@ -170,6 +170,7 @@ class _Server:
             # What is here now stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(10_000, 20, 20)  # a request makes a hundred things and keeps none
             service = Service(models, state, self.metrics, timeout_s=config.timeout_s)
             await self._serve(service, models, sockets)
 
