@@ -9,6 +9,7 @@ does every few seconds anyhow. docs/serving.md tells more, docs/operations.md ho
 """
 
 import os
+import sys
 from pathlib import Path
 
 from _main import run
@@ -33,9 +34,7 @@ flags.DEFINE_string(
     "Where events of users are kept: sqlite:PATH, redis://HOST:PORT, or memory: to forget them.",
 )
 flags.DEFINE_integer("max_events", 1000, "Newest events of a user that are kept.", 1)
-flags.DEFINE_string(
-    "histories", None, "Dataset whose events a store that knows no user yet begins with."
-)
+flags.DEFINE_string("histories", None, "Dataset whose events the store shall have; added once.")
 flags.DEFINE_string("rules", None, "TOML file of rules, such as configs/rules.toml.")
 flags.DEFINE_string("keys", None, "File of API keys; without it everybody who connects may ask.")
 flags.DEFINE_string(
@@ -119,7 +118,7 @@ def main() -> None:
             reload_every_s=FLAGS.reload_every,
             compile_cache=_path(FLAGS.compile_cache),
         ),
-        say=lambda sentence: print(sentence, flush=True),
+        say=_say,
     )
 
 
@@ -129,6 +128,13 @@ def _make_key() -> None:
     if not FLAGS.keys:
         raise UserError("say which file the key goes into: --keys=FILE.")
     print(new_key(Path(FLAGS.keys), FLAGS.new_key, scopes=FLAGS.scopes, rate=FLAGS.rate))
+
+
+def _say(sentence: str) -> None:
+    try:
+        print(sentence, flush=True)
+    except OSError:  # whoever started the server reads no more, and it serves on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _path(text: str | None) -> Path | None:

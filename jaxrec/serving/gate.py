@@ -135,6 +135,7 @@ class Gate:
             raise Refusal(503, "overloaded", "the server is behind; try again.", retry_after=1)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if wanted:
+            self._check_origin(headers)
             self._limit(scope, self._check_key(headers, wanted))
         if headers.get(b"content-encoding") not in (None, b"identity"):
             raise Refusal(415, "compressed", "send the body as it is, without Content-Encoding.")
@@ -168,6 +169,15 @@ class Gate:
     def _too_large(self) -> Refusal:
         most = self._config.max_body
         return Refusal(413, "too_large", f"a body has at most {most:,} bytes.")
+
+    def _check_origin(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuses pages of other sites, which a browser lets post to whatever it can reach."""
+        origin = headers.get(b"origin")
+        if origin is None or self._keys() is not None:  # a page knows no key
+            return
+        if origin.partition(b"://")[2] != headers.get(b"host"):
+            self._metrics.rejected("foreign_origin")
+            raise Refusal(403, "forbidden", "without keys, pages of other sites may not ask.")
 
     def _check_key(self, headers: Mapping[bytes, bytes], wanted: str) -> Key | None:
         keys = self._keys()

@@ -14,12 +14,14 @@ _AT_ONCE = 10_000
 
 
 async def import_histories(state: State, path: Path, say: Callable[[str], None]) -> None:
-    """Fills a store that knows no user with the events of a prepared dataset.
+    """Adds the events of a prepared dataset to a store that has not all of them.
 
-    Events are as durable, and as often there, as any: one that is there already counts once.
+    Events are as durable, and as often there, as any: one that is there already counts once. They
+    come user by user, so a store that knows the last user has them all, and an import that was
+    killed is done again.
 
     Args:
-      state: the store; one that knows a user is left alone.
+      state: the store.
       path: a directory that `scripts/prepare.py` wrote.
       say: is told how far it is.
 
@@ -37,10 +39,10 @@ async def import_histories(state: State, path: Path, say: Callable[[str], None])
 
 
 async def _import(state: State, dataset: "Dataset", say: Callable[[str], None]) -> None:
-    if await state.users("", 1):
-        say("the store knows users already: histories are not imported.")
-        return
     users = dataset.user_vocabulary["id"].tolist()
+    if len(dataset.users) and await state.history(users[int(dataset.users[-1]) - 1]):
+        say("the store has these histories already.")
+        return
     items = dataset.item_vocabulary["id"].tolist()
     count = dataset.manifest.num_events
     for start in range(0, count, _AT_ONCE):

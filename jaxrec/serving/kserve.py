@@ -162,7 +162,6 @@ def _metadata(model: Model) -> dict[str, Any]:
     ]
     return {
         "name": "score",
-        "versions": [model.fingerprint[:8]],
         "platform": "jaxrec",
         "inputs": [*shown, {"name": "items", "datatype": "BYTES", "shape": [-1, -1]}],
         "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, -1]}],

@@ -56,7 +56,9 @@ class _Shown(_Request):
 class RecommendRequest(_Shown):
     """Asks for the items that a user would choose next."""
 
-    k: int = Field(10, ge=1, le=MAX_K, description="How many; no more than the model returns.")
+    k: int | None = Field(
+        None, ge=1, le=MAX_K, description="How many; 10, or all that the model returns, by default."
+    )
     filters: Filters | None = None
     context: Annotated[dict[Word, Id | bool | Number], Field(max_length=20)] | None = Field(
         None, description="What conditions of rules look at.", examples=[{"country": "DE"}]
@@ -80,7 +82,9 @@ class SimilarRequest(_Request):
     """Asks for the items most like one item."""
 
     item: Id = Field(description="Item id.", examples=["242"])
-    k: int = Field(10, ge=1, le=MAX_K, description="How many; no more than the model returns.")
+    k: int | None = Field(
+        None, ge=1, le=MAX_K, description="How many; 10, or all that the model returns, by default."
+    )
     variant: Literal["primary", "candidate"] | None = None
     timeout_ms: int | None = Field(None, ge=1, le=60_000)
 

@@ -52,7 +52,7 @@ class ServerConfig:
       host, port: where to listen; port 0 takes any that is free.
       state: where events are kept; see `jaxrec.serving.state.open_state`.
       max_events: how many events of each user are kept.
-      histories: a dataset whose events a store that knows no user begins with.
+      histories: a dataset whose events the store shall have.
       rules: the file of rules, or none.
       keys: the file of API keys; without one everybody may ask.
       rate: requests a second of each address, or of keys that have no rate of their own.
@@ -253,12 +253,12 @@ class _Server:
                 server.should_exit = server.force_exit = True
             return
         self.health.draining = True
-        self.say("ending: answering what is here.")
 
         def end() -> None:
             server.should_exit = True
 
         asyncio.get_running_loop().call_later(self.config.drain_s, end)
+        self.say("ending: answering what is here.")
 
     async def _watch(self, service: Service, changed: asyncio.Event) -> None:
         models = service.models
@@ -306,9 +306,16 @@ class _Watched[T]:
 async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Runs work beside what is done inside, and ends it afterwards."""
     tasks = [asyncio.create_task(one) for one in work]
+    for task in tasks:
+        task.add_done_callback(_tell_of_failure)
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tell_of_failure(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("work beside the requests ended", exc_info=error)

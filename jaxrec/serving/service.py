@@ -107,8 +107,7 @@ class Service:
         """Recommends items. Raises Refusal."""
         chosen = self._choose(ask.user or "\0".join(ask.history or ()), ask.variant)
         model, rules = chosen.model, chosen.model.rules  # the same ones to the end of the request
-        if ask.k > model.artefact.manifest["k"]:
-            raise _too_many(ask.k, model)
+        k = _count(ask.k, model)
         known = await self._known(model, ask.user, ask.history)
         # Time of day decides what is fresh; all steps of a request see the same.
         now, context, filters = time.time(), ask.context or {}, _filters(ask)
@@ -132,14 +131,14 @@ class Service:
                 scores=candidates.scores,
             )
             if chosen.role == "primary":
-                self._shadow(ask, candidates.items[: ask.k], model, now)
+                self._shadow(ask, candidates.items[:k], model, now)
         elif ask.fallback == "popular":
             fallback = True
             candidates = _popular(model, seen, make_allowed)
         else:
             raise _unknown(model, ask.user, ask.history)
         started = time.perf_counter()
-        ranked = rules.rerank(candidates, ask.k, context, now, filters)
+        ranked = rules.rerank(candidates, k, context, now, filters)
         body = _head(chosen)
         body["items"] = _items(model, ranked, known.history if ask.explain else None, fallback)
         body["unknown_items"] = known.unknown
@@ -149,7 +148,7 @@ class Service:
         self.metrics.impression(model.served, body["experiment"])
         self.metrics.stage("rules", time.perf_counter() - started)
         applied = sorted({reason.name for one in ranked for reason in one.reasons if reason.name})
-        note = _note(body, user=ask.user, k=ask.k, items=len(ranked))
+        note = _note(body, user=ask.user, k=k, items=len(ranked))
         return Reply(body, {**note, "rules": rules.version, "applied": applied})
 
     async def score(self, ask: ScoreRequest) -> Reply:
@@ -205,8 +204,7 @@ class Service:
         """Finds the items most like one. Raises Refusal."""
         chosen = self._choose(ask.item, ask.variant)
         model = chosen.model
-        if ask.k > model.artefact.manifest["k"]:
-            raise _too_many(ask.k, model)
+        k = _count(ask.k, model)
         items, unknown = model.catalogue.items.indices([ask.item])
         self.metrics.ids("item", 1, len(unknown))
         if unknown:
@@ -214,8 +212,8 @@ class Service:
         timed = await self._compute(model, Query("similar", items=items), ask.timeout_ms)
         body = _head(chosen)
         pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
-        body["items"] = [_item(model, n, score) for n, score in pairs if n][: ask.k]
-        return Reply(body, _note(body, k=ask.k, items=len(body["items"])))
+        body["items"] = [_item(model, n, score) for n, score in pairs if n][:k]
+        return Reply(body, _note(body, k=k, items=len(body["items"])))
 
     async def add(self, ask: EventsRequest) -> Reply:
         """Stores events; when it returns they are durable. Raises Refusal."""
@@ -450,10 +448,15 @@ def _note(body: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
-def _too_many(k: int, model: Model) -> Refusal:
-    most = model.artefact.manifest["k"]
-    message = f"k is at most {most} for this model; got {k}."
-    return Refusal(422, "invalid_request", message, fields=[{"path": "k", "message": message}])
+def _count(k: int | None, model: Model) -> int:
+    """Returns how many items to give. Raises Refusal for more than there may be."""
+    most = int(model.artefact.manifest["k"])
+    if k is None:
+        return min(10, most)
+    if k > most:
+        told = f"k is at most {most} for this model; got {k}."
+        raise Refusal(422, "invalid_request", told, fields=[{"path": "k", "message": told}])
+    return k
 
 
 def _unknown(model: Model, user: str | None, history: Sequence[str] | None) -> Refusal:

@@ -42,6 +42,20 @@ def serving(scripts: Any, *flags: object) -> Iterator[tuple[subprocess.Popen[str
             process.kill()
 
 
+def test_a_server_whose_output_nobody_reads_serves_and_ends(
+    scripts: Any, artefact: Path, programs: str
+) -> None:
+    flags = (f"--artifact={artefact}", "--state=memory:", programs, "--drain=0")
+    with serving(scripts, *flags) as (process, url):
+        assert process.stdout and process.stderr
+        process.stdout.close()  # as when who started it was killed
+        process.send_signal(signal.SIGHUP)
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_is_exported_served_and_ended(
     scripts: Any, artefact: Path, data: Path, programs: str, tmp_path: Path, number: int

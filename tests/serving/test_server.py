@@ -399,3 +399,17 @@ def test_what_cannot_be_used_is_refused_before_anybody_is_served(
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         serve(ServerConfig(**{"deployment": deployment, "port": 0, **config}), say=print)
     assert "secret" not in str(caught.value)
+
+
+def test_pages_of_other_sites_may_not_ask_where_there_are_no_keys(
+    start: Any, exported: Callable[[str, int], Path]
+) -> None:
+    serving = start(f"--artifact={exported('sasrec', 0)}", "--state=memory:")
+    ask = {"history": ["i3"]}
+    with httpx.Client(base_url=serving.url) as client:
+        host = serving.url.partition("://")[2]
+        own = client.post("/v1/recommend", json=ask, headers={"Origin": f"http://{host}"})
+        foreign = client.post("/v1/recommend", json=ask, headers={"Origin": "http://evil.test"})
+        assert (own.status_code, len(own.json()["items"])) == (200, 10)
+        assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "forbidden")
+        assert client.get("/healthz", headers={"Origin": "http://evil.test"}).status_code == 200
