@@ -49,7 +49,7 @@ flags.DEFINE_float(
 )
 flags.DEFINE_string("audit_log", None, "File to log each answer in, one line of JSON each.")
 flags.DEFINE_bool("log_users", False, "Name users in the audit log.")
-flags.DEFINE_bool("page", True, "Serve the page at /, and the search for users that it needs.")
+flags.DEFINE_bool("page", True, "Serve the page at /, and the search for items and users.")
 flags.DEFINE_integer("max_batch", 16, "Most requests that the model runs at once.", 1, 1024)
 flags.DEFINE_integer(
     "threads", None, "Threads of a CPU that compute; all cores but one by default.", 1

@@ -27,6 +27,7 @@ SCOPES = {"/v1/events": "events", "/v1/": "serve", "/v2/models/": "serve"}
 ROUTES = (
     *("/v1/recommend", "/v1/score", "/v1/similar", "/v1/events"),
     *("/v1/model", "/v1/items", "/v1/users"),
+    *("/v2/models/{name}/infer", "/v2/models/score/infer"),
 )
 _ASKED = (
     schemas.RecommendRequest,
@@ -237,7 +238,13 @@ def _add_probes(app: FastAPI, service: Service, health: Health) -> None:
 
 
 def _add_searches(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/items", responses=_errors(401, 403, 422, 429, 503), response_model=None)
+    errors = _errors(401, 403, 422, 429, 503)
+
+    @app.get(
+        "/v1/items",
+        responses={200: {"model": schemas.ItemsResponse}, **errors},
+        response_model=None,
+    )
     async def items(query: str = "", limit: int = 20) -> dict[str, Any]:
         """Finds items whose id or title has all words of a query."""
         _check_search(query, limit)
@@ -246,7 +253,11 @@ def _add_searches(app: FastAPI, service: Service) -> None:
         named = [(model.catalogue.ids[n], model.catalogue.title(n)) for n in found]
         return {"items": [{"id": id, "title": title} for id, title in named]}
 
-    @app.get("/v1/users", responses=_errors(401, 403, 422, 429, 503), response_model=None)
+    @app.get(
+        "/v1/users",
+        responses={200: {"model": schemas.UsersResponse}, **errors},
+        response_model=None,
+    )
     async def users(query: str = "", limit: int = 20) -> dict[str, Any]:
         """Finds users whose ids begin with a text."""
         _check_search(query, limit)

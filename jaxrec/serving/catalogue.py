@@ -63,6 +63,10 @@ class Catalogue:
         """Returns (n, dim) float32 item vectors of length 1, 0 for a vector without length."""
         return self._units[items]
 
+    def prepare(self) -> None:
+        """Computes what the first request would have to wait for."""
+        _ = self._units, self._searched
+
     def closest(self, items: Sequence[int], history: np.ndarray) -> np.ndarray:
         """Returns for each item which of a history is most like it, by cosine."""
         seen = np.unique(history)

@@ -161,6 +161,7 @@ class Models:
         self._kept: Model | None = None
         self._ending = False
         self._rules_seen: list[tuple[int, ...]] = []
+        self._rules_refused: str | None = None
         self._tried: tuple[Any, ...] | None = None
         self._reloading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
@@ -215,6 +216,10 @@ class Models:
                 models = {role: await self._model(*entry) for role, entry in versions.items()}
             except UserError as error:
                 self._refuse(state, error)
+            except Exception as error:  # such as too little memory for both
+                log.exception("loading failed")
+                told = f"the artefact could not be loaded ({type(error).__name__}: {error})."
+                self._refuse(state, UserError(told))
             self._tried, self.refused = state, None
             self._swap(deployment, models)
             return True
@@ -229,12 +234,29 @@ class Models:
         seen = [seen_of(path) for model in models for path in model.rules.watched()]
         if seen == self._rules_seen:
             return
-        self._rules_seen = seen
-        new = [await asyncio.to_thread(self._load_rules, model) for model in models]
-        for model, rules in zip(models, new, strict=True):
+        new: dict[Model, Rules] = {}
+        for model in models:
+            try:
+                new[model] = await asyncio.to_thread(self._load_rules, model)
+            except UserError as error:
+                if model is not self._kept:
+                    self._refuse_rules(error)
+                    return
+        # What is kept for going back has no say: it may lack a column that rules are about now.
+        if self._kept is not None and self._kept not in new:
+            self._close_later(self._kept)
+            self._kept = None
+        self._rules_seen, self._rules_refused = seen, None
+        for model, rules in new.items():
             model.rules = rules
         if self.refused:  # it may have been for the rules from before
             self._tried = None
+
+    def _refuse_rules(self, error: UserError) -> None:
+        """Raises the error once; rules are tried again, as a file may come late."""
+        if self._rules_refused != str(error):
+            self._rules_refused = str(error)
+            raise error
 
     def _refuse(self, state: tuple[Any, ...], error: UserError) -> NoReturn:
         self._tried, self.refused = state, str(error)
@@ -262,10 +284,13 @@ class Models:
     def _load(self, path: Path, version: tuple[Any, ...]) -> Model:
         # Where a link leads now: it may be moved while files are read.
         artefact = load_artefact(path.resolve())
+        if _version(path)[1] != version:
+            raise UserError(f"{path} changed while it was loaded; it is looked at again.")
         self._say(f"{path}: {artefact.fingerprint[:8]}, every file is right")
         check_golden(artefact)
         model = Model(Engine(artefact, Sizes.of(artefact, max_batch=self._max_batch)), version)
         model.rules = self._load_rules(model)
+        model.catalogue.prepare()
 
         def progress(done: int, of: int) -> None:
             if self._ending:

@@ -119,7 +119,7 @@ class Engine:
         self.artefact = artefact
         self.sizes = sizes or Sizes.of(artefact)
         self._lists = _Lists(self.sizes.lists, artefact.num_items + 1)
-        self._run = jax.jit(self._call, static_argnums=0)
+        self._run = jax.jit(_packed(artefact), static_argnums=0)
 
     @functools.cached_property
     def lanes(self) -> tuple[Lane, ...]:
@@ -191,29 +191,37 @@ class Engine:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _call(
-        self,
+
+def _packed(artefact: Artefact) -> Callable[..., jax.Array]:
+    """Returns what runs a lane's program on what `_given` packed.
+
+    It returns items and scores packed into int32, or float32 scores alone. It knows no engine: an
+    engine that is not used any more is to go at once, and not when a collector finds a circle.
+    """
+
+    def call(
         lane: Lane,
         weights: Mapping[str, jax.Array],
         vectors: jax.Array,
         lists: jax.Array,
         given: jax.Array,
     ) -> jax.Array:
-        """Runs a program with what `_given` packed; packs items and scores into int32 as well."""
         ends = np.cumsum([lane.length, lane.exclude, lane.items])
         history, exclude, items, rest = jnp.split(given, ends, axis=1)
         user, which, seen = rest[:, 0], rest[:, 1], rest[:, 2]
-        shown = [history if name == "history" else user for name in self.artefact.shown]
-        program = self.artefact.programs[lane.program]
+        shown = [history if name == "history" else user for name in artefact.shown]
+        program = artefact.programs[lane.program]
         if lane.program == "score":
             scores: jax.Array = program(weights, vectors, *shown, items)
             return scores
         if lane.program == "similar":
             found, scores = program(vectors, items[:, 0])
         else:
-            masked = [seen > 0] if "history" in self.artefact.shown else []
+            masked = [seen > 0] if "history" in artefact.shown else []
             found, scores = program(weights, vectors, *shown, exclude, lists, which, *masked)
         return jnp.concatenate([found, lax.bitcast_convert_type(scores, jnp.int32)], axis=1)
+
+    return call
 
 
 class _Lists:

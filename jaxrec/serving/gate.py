@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -36,11 +37,14 @@ class GateConfig:
       max_body: bytes of a body.
       body_timeout_s: seconds in which a body must have come.
       max_lag_s: seconds that the event loop may be behind; above it, new requests are refused.
+      hosts: the names by which clients may call the server where there are no keys; None for any.
+        Else a page of another site, whose name leads here of late, could ask from a browser.
     """
 
     max_body: int = 1 << 20
     body_timeout_s: float = 10.0
     max_lag_s: float = 0.25
+    hosts: frozenset[str] | None = None
 
 
 class Gate:
@@ -120,7 +124,7 @@ class Gate:
             if not route:  # refused before it was looked for
                 route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.request(route, status, seconds)
-            if self._audit is not None and route.startswith("/v"):
+            if self._audit is not None and route in self._routes:
                 note = state.get("note", {})
                 self._audit.write(route=route, status=status, seconds=seconds, **note)
 
@@ -172,12 +176,20 @@ class Gate:
 
     def _check_origin(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuses pages of other sites, which a browser lets post to whatever it can reach."""
-        origin = headers.get(b"origin")
-        if origin is None or self._keys() is not None:  # a page knows no key
+        host = headers.get(b"host")
+        if self._keys() is not None or host is None:  # a page knows no key; a browser says a host
             return
-        if origin.partition(b"://")[2] != headers.get(b"host"):
+        origin = headers.get(b"origin")
+        foreign = origin is not None and origin.partition(b"://")[2] != host
+        hosts = self._config.hosts
+        name = re.sub(r":\d*$", "", host.decode("latin-1"))
+        if foreign or (hosts is not None and name not in hosts):
             self._metrics.rejected("foreign_origin")
-            raise Refusal(403, "forbidden", "without keys, pages of other sites may not ask.")
+            raise Refusal(
+                403,
+                "forbidden",
+                "without keys (--keys) only this machine may ask, and no page of another site.",
+            )
 
     def _check_key(self, headers: Mapping[bytes, bytes], wanted: str) -> Key | None:
         keys = self._keys()
@@ -240,7 +252,9 @@ async def respond_refused(send: Send, scope: Scope, refusal: Refusal, *, last: b
     response, an empty part must end it.
     """
     error = {"code": refusal.code, "message": refusal.message, "fields": list(refusal.fields)}
-    told = {"error": error, "request_id": f"00000000-{secrets.token_hex(8)}"}
+    request_id = f"00000000-{secrets.token_hex(8)}"
+    told = {"error": error, "request_id": request_id}
+    scope["state"].setdefault("note", {})["request_id"] = request_id
     if scope["path"].startswith("/v2"):
         told = {"error": refusal.message}
     body = pydantic_core.to_json(told)

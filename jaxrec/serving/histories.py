@@ -17,8 +17,8 @@ async def import_histories(state: State, path: Path, say: Callable[[str], None])
     """Adds the events of a prepared dataset to a store that has not all of them.
 
     Events are as durable, and as often there, as any: one that is there already counts once. They
-    come user by user, so a store that knows the last user has them all, and an import that was
-    killed is done again.
+    come user by user, so a store that knows what the last user did has them all, and an import that
+    was killed is done again.
 
     Args:
       state: the store.
@@ -40,10 +40,13 @@ async def import_histories(state: State, path: Path, say: Callable[[str], None])
 
 async def _import(state: State, dataset: "Dataset", say: Callable[[str], None]) -> None:
     users = dataset.user_vocabulary["id"].tolist()
-    if len(dataset.users) and await state.history(users[int(dataset.users[-1]) - 1]):
-        say("the store has these histories already.")
-        return
     items = dataset.item_vocabulary["id"].tolist()
+    last = dataset.users == dataset.users[-1:]
+    if last.any():
+        known = set(await state.history(users[int(dataset.users[-1]) - 1]))
+        if known.issuperset(items[item - 1] for item in dataset.items[last].tolist()):
+            say("the store has these histories already.")
+            return
     count = dataset.manifest.num_events
     for start in range(0, count, _AT_ONCE):
         part = slice(start, start + _AT_ONCE)

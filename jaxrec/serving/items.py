@@ -2,7 +2,6 @@
 
 import datetime
 import difflib
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -38,8 +37,8 @@ class ItemTable:
         self._index = {text: index for index, text in enumerate(self.ids) if index}
         # Columns are kept in the form that was asked for: rules are loaded anew, items are not.
         self.cells = read
-        self.values = functools.cache(self._values)
-        self.times = functools.cache(self._times)
+        self._known_values: dict[str, Values] = {}
+        self._known_times: dict[str, np.ndarray] = {}
 
     @classmethod
     def of(cls, artefact: Artefact) -> "ItemTable":
@@ -81,12 +80,14 @@ class ItemTable:
                 + f"They have: {', '.join(self.columns) or 'none'}."
             )
 
-    def _values(self, name: str) -> "Values":
+    def values(self, name: str) -> "Values":
         """Returns the values of a column, such as categories. Raises UserError without it."""
         self.check_column(name)
-        return Values([(), *map(_split, self.cells(name))])
+        if name not in self._known_values:
+            self._known_values[name] = Values([(), *map(_split, self.cells(name))])
+        return self._known_values[name]
 
-    def _times(self, name: str) -> np.ndarray:
+    def times(self, name: str) -> np.ndarray:
         """Returns (V,) float64 Unix seconds of a column, NaN where nothing is known.
 
         Cells are dates, times, numbers of seconds, or texts as in ISO 8601; without a zone, UTC.
@@ -95,6 +96,8 @@ class ItemTable:
           UserError: when the column is absent, or holds something else.
         """
         self.check_column(name)
+        if name in self._known_times:
+            return self._known_times[name]
         times = [math.nan]
         for index, cell in enumerate(self.cells(name), 1):
             try:
@@ -104,7 +107,8 @@ class ItemTable:
                     f"column {name!r} is no column of times: item {self.ids[index]!r} has {cell!r}."
                     " Times are dates, Unix seconds, or texts such as 2024-05-31."
                 ) from None
-        return np.array(times, np.float64)
+        self._known_times[name] = np.array(times, np.float64)
+        return self._known_times[name]
 
 
 class Values:

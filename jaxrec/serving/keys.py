@@ -22,7 +22,7 @@ from typing import Any
 from jaxrec.config import whole_file
 from jaxrec.typing import UserError
 
-SCOPES = ("serve", "events", "admin")
+SCOPES = ("serve", "events")
 _LOG = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ class Key:
     Attributes:
       name: whose it is, for limits and logs.
       sha256: of the key's text, in hexadecimal digits.
-      scopes: what it is for, of "serve", "events" and "admin".
+      scopes: what it is for, of "serve" and "events".
       rate: requests a second; None is the rate of all.
     """
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import jaxrec
 from jaxrec.serving.deployment import Model
-from jaxrec.serving.schemas import MAX_ITEMS
+from jaxrec.serving.schemas import MAX_HISTORY, MAX_ITEMS
 from jaxrec.serving.service import Refusal, Service
 
 _HEADER_LENGTH = "inference-header-content-length"
@@ -266,6 +266,9 @@ async def _score(service: Service, model: Model, asked: InferRequest, binary: by
     if tensors.keys() != wanted:
         raise _wrong(f"the inputs are {', '.join(sorted(wanted))}; got {', '.join(tensors)[:200]}.")
     rows = len(tensors["items"])
+    history = tensors.get("history")
+    if history is not None and history.size > rows * MAX_HISTORY:
+        raise _wrong(f"history has at most {MAX_HISTORY} columns.")
     if rows > _MOST_ROWS or tensors["items"].size > rows * MAX_ITEMS:
         raise _wrong(f"items has at most {_MOST_ROWS} rows and {MAX_ITEMS} columns.")
     for name, tensor in tensors.items():

@@ -3,7 +3,7 @@
 Items and users are named by the ids that they had in the log.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -221,6 +221,3 @@ class ErrorResponse(BaseModel):
 
     error: ErrorBody
     request_id: str
-
-
-type Json = dict[str, Any]

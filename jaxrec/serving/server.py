@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 # The thread of the model waits for Python's lock after each batch; 5 ms, as usual, is as long as a
 # batch.
 _SWITCH_S = 0.0005
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -119,7 +120,7 @@ def serve(config: ServerConfig, *, say: Callable[[str], None] = print) -> None:
 
     sys.setswitchinterval(_SWITCH_S)
     threads = config.threads or max(1, (os.cpu_count() or 1) - 1)
-    os.environ["NPROC"] = str(threads)  # XLA reads it when it first computes
+    os.environ["PJRT_NPROC"] = str(threads)  # XLA reads it when it first computes
     # What uvicorn warns of, any client can make it say as often as it likes.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -179,7 +180,11 @@ class _Server:
         app = make_app(service, self.health, page=config.page)
         gate = Gate(
             app,
-            config=GateConfig(max_body=config.max_body, body_timeout_s=config.client_timeout_s),
+            config=GateConfig(
+                max_body=config.max_body,
+                body_timeout_s=config.client_timeout_s,
+                hosts=_LOCAL | {config.host} if config.host in _LOCAL else None,
+            ),
             scopes=SCOPES,
             metrics=self.metrics,
             audit=self.audit,
@@ -216,7 +221,7 @@ class _Server:
         loop.add_signal_handler(signal.SIGHUP, changed.set)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain, server, number)
-        async with _running(self.health.watch(), self._watch(service, changed)):
+        async with _running(self.health.watch(), self._watch(service, changed), self._watch_keys()):
             await server.serve(sockets)
         self.say("stopped.")
 
@@ -262,12 +267,15 @@ class _Server:
 
     async def _watch(self, service: Service, changed: asyncio.Event) -> None:
         models = service.models
+
+        async def problems() -> None:
+            await service.problems(self.health.draining)
+
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), self.config.reload_every_s)
             changed.clear()
-            await service.problems(self.health.draining)
-            for refresh in (models.refresh, self._refresh_keys, models.refresh_rules):
+            for refresh in (problems, models.refresh, models.refresh_rules):
                 try:
                     await refresh()
                 except UserError as error:
@@ -275,8 +283,16 @@ class _Server:
                 except Exception:
                     log.exception("looking for changes failed")
 
-    async def _refresh_keys(self) -> None:
-        self.keys.refresh()
+    async def _watch_keys(self) -> None:
+        """By itself: a key that is withdrawn does not hold on while a model is compiled."""
+        while True:
+            await asyncio.sleep(self.config.reload_every_s)
+            try:
+                self.keys.refresh()
+            except UserError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("looking for changed keys failed")
 
     def _count_compilation(self, event: str, duration_secs: float, **more: str | int) -> None:
         if event == _COMPILED:

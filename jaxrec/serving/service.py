@@ -73,6 +73,10 @@ class _Known:
     unknown: list[str]
     user: int
 
+    @property
+    def unknown_share(self) -> float:
+        return len(self.unknown) / max(1, len(self.unknown) + len(self.history))
+
 
 class _Chosen(NamedTuple):
     """The model that answers a request, its part, and the name of the comparison it is in.
@@ -126,7 +130,7 @@ class Service:
             )
             model.served.answered(
                 history_length=len(known.history),
-                unknown_share=len(known.unknown) / max(1, len(known.unknown) + len(known.history)),
+                unknown_share=known.unknown_share,
                 items=candidates.items,
                 scores=candidates.scores,
             )
@@ -140,7 +144,9 @@ class Service:
         started = time.perf_counter()
         ranked = rules.rerank(candidates, k, context, now, filters)
         body = _head(chosen)
-        body["items"] = _items(model, ranked, known.history if ask.explain else None, fallback)
+        body["items"] = _items(
+            model, ranked, _newest(model, known.history) if ask.explain else None, fallback
+        )
         body["unknown_items"] = known.unknown
         body["fallback"] = fallback
         if ranked:
@@ -323,7 +329,7 @@ class Service:
         shown = answer.items[answer.items > 0]
         candidate.served.answered(
             history_length=len(known.history),
-            unknown_share=len(known.unknown) / (len(known.unknown) + max(1, len(known.history))),
+            unknown_share=known.unknown_share,
             items=shown,
             scores=answer.scores[: len(shown)],
         )

@@ -103,7 +103,7 @@ class SqliteState:
                 self._reader = _connect(self._path, _READ_LOCK_SECONDS)
                 self._reader.execute(f"PRAGMA busy_timeout = {1000 * _READ_LOCK_SECONDS:.0f}")
             return [row[0] for row in self._reader.execute(query, values)]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self._forget_reader()
             raise StateUnavailable(f"{self._path} cannot be read: {error}") from error
 

@@ -148,7 +148,7 @@ def test_no_key_is_in_a_file() -> None:
 def test_the_server_gets_files_that_are_mounted_and_the_store_that_is_there() -> None:
     flags = flags_of(SERVER["command"])
     mounts = {mount["mountPath"]: mount for mount in SERVER["volumeMounts"]}
-    assert flags["artifact"] == "/artifact"
+    assert flags["artifact"] == "/artifact/current"
     for name in ("artifact", "rules", "keys"):
         (mount,) = [m for path, m in mounts.items() if flags[name].startswith(path)]
         assert mount["readOnly"] is True

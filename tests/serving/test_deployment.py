@@ -1,8 +1,10 @@
 """Artefacts are swapped whole or not at all, users stay with a model, and bad files are refused."""
 
 import asyncio
+import gc
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from jaxrec.serving.batching import Batcher
 from jaxrec.serving.deployment import Deployment, Models, read_deployment
 from jaxrec.serving.engine import Query
+from jaxrec.serving.masks import NO_FILTERS
 from jaxrec.serving.rules import load_rules
 from jaxrec.typing import UserError
 
@@ -206,3 +209,85 @@ def test_artefacts_lie_relative_to_the_file(tmp_path: Path) -> None:
     assert (read.primary, read.candidate, read.share) == (tmp_path / "a", Path("/b"), 1)
     with pytest.raises(UserError, match="nothing.toml cannot be read: No such file"):
         read_deployment(tmp_path / "nothing.toml")
+
+
+def test_a_model_that_was_replaced_twice_is_freed_at_once(
+    exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxrec.serving.deployment._GRACE_S", 0.01)
+    link = tmp_path / "now"
+    point(link, exported("sasrec", 0))
+
+    async def work(models: Models, changes: list[str]) -> None:
+        await models.refresh()
+        gc.freeze()  # as the server does; what is frozen no collector finds
+        gone = weakref.ref(models.choose("anyone")[1].engine)
+        gc.disable()
+        try:
+            for seed in (1, 2):
+                point(link, exported("sasrec", seed))
+                await models.refresh()
+            assert await within(5, lambda: gone() is None)
+        finally:
+            gc.enable()
+            gc.unfreeze()
+
+    run(Deployment(primary=link), work)
+
+
+async def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+    return True
+
+
+def test_a_model_that_is_only_kept_does_not_veto_rules(exported: Export, tmp_path: Path) -> None:
+    link, wanted = tmp_path / "now", tmp_path / "rules.toml"
+    point(link, exported("sasrec", 0))
+    wanted.write_text("")
+    old: list[str] = []
+
+    def load(model: Any) -> Any:
+        if old and model.fingerprint == old[0] and wanted.read_text():
+            raise UserError("the items have no column 'brand'.")
+        return load_rules(wanted, model.catalogue.items)
+
+    async def main() -> None:
+        models = Models(
+            Deployment(primary=link), make_batcher=Batcher, load_rules=load, max_batch=1
+        )
+        await models.refresh()
+        await models.refresh_rules()
+        old.append(models.choose("a")[1].fingerprint)
+        point(link, exported("sasrec", 1))
+        await models.refresh()
+        wanted.write_text('[[deny]]\nname = "recalled"\nfile = "recalled.txt"\n')
+        with pytest.raises(UserError, match=r"recalled\.txt"):
+            await models.refresh_rules()
+        await models.refresh_rules()  # it is said once
+        (tmp_path / "recalled.txt").write_text("i3\n")
+        await models.refresh_rules()
+        assert not models.choose("a")[1].rules.mask(NO_FILTERS, {}, 0.0)[1]()[3]
+        await models.close()
+
+    asyncio.run(main())
+
+
+def test_an_artefact_that_fails_to_load_in_any_way_is_refused_once(
+    exported: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "now"
+    point(link, exported("sasrec", 0))
+
+    async def work(models: Models, changes: list[str]) -> None:
+        await models.refresh()
+        point(link, exported("sasrec", 1))
+        with monkeypatch.context() as patch:
+            patch.setattr("jaxrec.serving.deployment.check_golden", lambda artefact: [][1])
+            with pytest.raises(UserError, match="could not be loaded .IndexError"):
+                await models.refresh()
+            assert not await models.refresh()
+        assert changes == ["swapped", "refused"]
+
+    run(Deployment(primary=link), work)

@@ -15,11 +15,11 @@ from jaxrec.typing import UserError
 def test_a_new_key_is_found_by_its_text_and_by_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     shop = new_key(path, "shop")
-    admin = new_key(path, "ops", scopes=["admin"], rate=2.5)
+    admin = new_key(path, "ops", scopes=["events"], rate=2.5)
     keys = load_keys(path)
     assert len(keys) == 2
     hashed = hashlib.sha256(admin.encode()).hexdigest()
-    assert keys.find(admin) == Key(name="ops", sha256=hashed, scopes=("admin",), rate=2.5)
+    assert keys.find(admin) == Key(name="ops", sha256=hashed, scopes=("events",), rate=2.5)
     found = keys.find(shop)
     assert found is not None
     assert (found.name, found.scopes, found.rate) == ("shop", ("serve", "events"), None)

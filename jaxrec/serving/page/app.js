@@ -70,7 +70,7 @@ function itemRow(item, rank, best, note) {
     {},
     make("span", { className: "rank" }, String(rank)),
     button,
-    make("span", { className: "score" }, item.score.toFixed(3)),
+    make("span", { className: "score" }, item.score === null ? "–" : item.score.toFixed(3)),
     meter,
     reasons ? make("span", { className: "reasons" }, reasons) : null,
     note ? make("span", { className: "note" }, note) : null,
