@@ -1,11 +1,14 @@
 """What one would write without this library: FastAPI around an ONNX Runtime session.
 
 `python benchmarks/_onnx_server.py ARTEFACT KIND THREADS`, where KIND is "async" (the session runs
-in the event loop) or "threads" (in FastAPI's pool), prints the port on which it listens. Histories
-are not padded, so that it computes no more than it must.
+in the event loop), "threads" (in FastAPI's pool) or "processes" (as async, in two processes on one
+socket, as uvicorn's workers are), prints the port on which it listens. Histories are not padded, so
+that it computes no more than it must.
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -59,7 +62,7 @@ def make_app(path: Path, kind: str, threads: int) -> FastAPI:
         return Answer(items=[Item(id=ids[n], score=score) for n, score in best])
 
     app = FastAPI()
-    if kind == "async":
+    if kind != "threads":
 
         @app.post("/v1/recommend")
         async def recommend(ask: Ask) -> Answer:
@@ -70,9 +73,14 @@ def make_app(path: Path, kind: str, threads: int) -> FastAPI:
 
 
 if __name__ == "__main__":
-    app = make_app(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
-    config = uvicorn.Config(app, port=0, access_log=False, log_level="warning")
-    sock = config.bind_socket()
+    path, kind, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    sock = uvicorn.Config("", port=0, log_level="error").bind_socket()
     sock.listen()  # who connects before the server runs waits
     print(f"ready: http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run(sockets=[sock])
+    second = os.fork() if kind == "processes" else 0
+    config = uvicorn.Config(make_app(path, kind, threads), access_log=False, log_level="warning")
+    try:
+        uvicorn.Server(config).run(sockets=[sock])
+    finally:
+        if second:
+            os.kill(second, signal.SIGTERM)

@@ -2,8 +2,8 @@
 
 A lone query is answered at once. While the model works, queries gather, so that batches grow with
 the load. After a batch of several the model rests almost as long as it worked, 5 ms at most, unless
-a full one waits: together queries take a fraction of the processor that they take one by one, and those who
-parse requests need it.
+a full one waits: together queries take a fraction of the processor that they take one by one, and
+those who parse requests need it.
 """
 
 import asyncio
