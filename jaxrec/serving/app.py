@@ -27,7 +27,7 @@ SCOPES = {"/v1/events": "events", "/v1/": "serve", "/v2/models/": "serve"}
 ROUTES = (
     *("/v1/recommend", "/v1/score", "/v1/similar", "/v1/events"),
     *("/v1/model", "/v1/items", "/v1/users"),
-    *("/v2/models/{name}/infer", "/v2/models/score/infer"),
+    "/v2/models/{name}/infer",
 )
 _ASKED = (
     schemas.RecommendRequest,

@@ -122,7 +122,8 @@ class Gate:
             seconds = time.perf_counter() - started
             route = state.get("route") or getattr(scope.get("route"), "path", None) or ""
             if not route:  # refused before it was looked for
-                route = scope["path"] if scope["path"] in self._routes else "other"
+                path = scope["path"]
+                route = next((one for one in self._routes if _fits(one, path)), "other")
             self._metrics.request(route, status, seconds)
             if self._audit is not None and route in self._routes:
                 note = state.get("note", {})
@@ -297,3 +298,7 @@ def _told_once(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+def _fits(route: str, path: str) -> bool:
+    return re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", route), path) is not None

@@ -84,7 +84,12 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def post(path: str, body: bytes, *headers: str, version: str = "1.1") -> bytes:
-    lines = [f"POST {path} HTTP/{version}", "Host: x", f"Content-Length: {len(body)}", *headers]
+    lines = [
+        f"POST {path} HTTP/{version}",
+        "Host: localhost",
+        f"Content-Length: {len(body)}",
+        *headers,
+    ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
@@ -257,9 +262,12 @@ def test_odd_but_right_requests_are_answered(client: httpx.Client) -> None:
 def test_a_body_of_mistakes_alone_holds_nobody_up(client: httpx.Client) -> None:
     text = ",".join(f'"a{n}":null' for n in range(60_000))
     body = '{"history": ["i3"], "context": {' + text + "}}"
-    start = time.monotonic()
-    assert "mistakes" in check_error(client.post("/v1/recommend", content=body), 422)
-    assert time.monotonic() - start < 0.5
+    took = []
+    for _ in range(3):  # of which the machine may be busy with something else in one
+        start = time.monotonic()
+        assert "mistakes" in check_error(client.post("/v1/recommend", content=body), 422)
+        took.append(time.monotonic() - start)
+    assert min(took) < 0.5
 
 
 def test_compressed_bodies_are_refused(client: httpx.Client) -> None:
@@ -330,7 +338,7 @@ def test_http_of_all_kinds(serving: Any) -> None:
     close = post("/v1/recommend", ASK, "Connection: close")
     assert got(post("/v1/recommend", ASK) * 5 + close) == [200] * 6  # pipelined
     assert got(post("/v1/recommend", b"{") + close) == [422, 200]
-    assert got(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + close) == [200, 200]
+    assert got(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + close) == [200, 200]
     expects = post("/v1/recommend", ASK, "Expect: 100-continue", "Connection: close")
     assert got(expects) == [100, 200]
     upgrade = ("Connection: Upgrade, close", "Upgrade: websocket")
@@ -339,11 +347,11 @@ def test_http_of_all_kinds(serving: Any) -> None:
         b"nonsense\r\n\r\n",
         b"GET /healthz HTTP/9.9\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"CONNECT x:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET http:// HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999999\r\n\r\n",
         b"POST /v1/recommend HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
         b"POST /v1/recommend HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n{}",
         b"POST /v1/recommend HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -355,10 +363,10 @@ def test_http_of_all_kinds(serving: Any) -> None:
 
 
 def test_a_head_without_end_is_refused(serving: Any) -> None:
-    answer = raw(serving, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 600_000)
+    answer = raw(serving, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 600_000)
     assert statuses(answer) == [431]
     lines = b"".join(b"X-%d: a\r\n" % n for n in range(60_000))
-    assert statuses(raw(serving, b"GET / HTTP/1.1\r\nHost: x\r\n" + lines)) == [431]
+    assert statuses(raw(serving, b"GET / HTTP/1.1\r\nHost: localhost\r\n" + lines)) == [431]
 
 
 def open_files(client: httpx.Client) -> int:
@@ -388,8 +396,8 @@ def test_slow_clients_are_ended_and_others_served_meanwhile(serving: Any, client
         body_without_end = connect(unfinished)
         head_by_bytes, body_by_bytes = connect(b"POST "), connect(unfinished)
         # Nobody reads these answers, of 50 MB.
-        connect(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000)
-        connect(*[b"GET /openapi.json HTTP/1.0\r\nHost: x\r\n\r\n"])
+        connect(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
+        connect(*[b"GET /openapi.json HTTP/1.0\r\nHost: localhost\r\n\r\n"])
         assert open_files(client) > before + 100
         times, deadline = [], time.monotonic() + 8 * PATIENCE
         while open_files(client) > before:
