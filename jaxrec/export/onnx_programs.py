@@ -88,9 +88,7 @@ def _recommend(
     mask_seen: jax.Array | None = None,
     **shown: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    if mask_seen is not None:
-        seen = jnp.where(mask_seen[:, None], shown["history"], 0)
-        exclude = jnp.concatenate([exclude, seen], axis=1)
+    exclude = programs.left_out(exclude, mask_seen, shown)
     users = programs.user_vectors(spec, weights, **shown)
     scores = _scores(users, programs.item_vectors(spec, weights))
     allowed = masks.at[mask].get(mode="promise_in_bounds", wrap_negative_indices=False)

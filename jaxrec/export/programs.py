@@ -198,6 +198,16 @@ def user_vectors(spec: Spec, weights: dict[str, jax.Array], **shown: Any) -> jax
     return _bind(spec, weights).user_vectors(Batch(**shown))
 
 
+def left_out(
+    exclude: jax.Array, mask_seen: jax.Array | None, shown: dict[str, jax.Array]
+) -> jax.Array:
+    """Returns (b, e + l) items to leave out: those named, and the history where it is masked."""
+    if mask_seen is None:
+        return exclude
+    seen = jnp.where(mask_seen[:, None], shown["history"], 0)
+    return jnp.concatenate([exclude, seen], axis=1)
+
+
 def _recommend(
     spec: Spec,
     weights: dict[str, jax.Array],
@@ -208,9 +218,7 @@ def _recommend(
     mask_seen: jax.Array | None = None,
     **shown: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    if mask_seen is not None:
-        seen = jnp.where(mask_seen[:, None], shown["history"], 0)
-        exclude = jnp.concatenate([exclude, seen], axis=1)
+    exclude = left_out(exclude, mask_seen, shown)
     scores, items = top_k_dot(
         user_vectors(spec, weights, **shown),
         vectors,

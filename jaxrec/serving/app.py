@@ -18,12 +18,12 @@ from jaxrec.serving import schemas
 from jaxrec.serving.gate import Health, respond_refused
 from jaxrec.serving.kserve import InferRequest, add_kserve
 from jaxrec.serving.metrics import CONTENT_TYPE
-from jaxrec.serving.service import Refusal, Reply, Service
-from jaxrec.serving.state import StateUnavailable
+from jaxrec.serving.refusals import Refusal, refusing_without_state
+from jaxrec.serving.service import Reply, Service
 
 # The longest beginning of a path comes first.
 SCOPES = {"/v1/events": "events", "/v1/": "serve", "/v2/models/": "serve"}
-# Paths without parameters that need a scope.
+# What metrics and log name when a request is refused before its route is looked for.
 ROUTES = (
     *("/v1/recommend", "/v1/score", "/v1/similar", "/v1/events"),
     *("/v1/model", "/v1/items", "/v1/users"),
@@ -261,11 +261,8 @@ def _add_searches(app: FastAPI, service: Service) -> None:
     async def users(query: str = "", limit: int = 20) -> dict[str, Any]:
         """Finds users whose ids begin with a text."""
         _check_search(query, limit)
-        try:
+        with refusing_without_state():
             return {"users": await service.state.users(query, limit)}
-        except StateUnavailable as error:
-            message = f"the store of events does not answer ({error})."
-            raise Refusal(503, "state_unavailable", message, retry_after=1) from None
 
 
 def _add_page(app: FastAPI) -> None:

@@ -64,8 +64,8 @@ class Catalogue:
         return self._units[items]
 
     def prepare(self) -> None:
-        """Computes what the first request would have to wait for."""
-        _ = self._units, self._searched
+        """Computes what the first request that compares items would have to wait for."""
+        _ = self._units
 
     def closest(self, items: Sequence[int], history: np.ndarray) -> np.ndarray:
         """Returns for each item which of a history is most like it, by cosine."""

@@ -22,7 +22,7 @@ from jaxrec.serving.audit import AuditLog
 from jaxrec.serving.keys import Key, Keys
 from jaxrec.serving.limits import Limits
 from jaxrec.serving.metrics import Metrics
-from jaxrec.serving.service import Refusal
+from jaxrec.serving.refusals import Refusal
 
 log = logging.getLogger(__name__)
 

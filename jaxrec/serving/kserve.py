@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import jaxrec
 from jaxrec.serving.deployment import Model
+from jaxrec.serving.refusals import Refusal
 from jaxrec.serving.schemas import MAX_HISTORY, MAX_ITEMS
-from jaxrec.serving.service import Refusal, Service
+from jaxrec.serving.service import Service
 
 _HEADER_LENGTH = "inference-header-content-length"
 _MOST_ROWS = 256

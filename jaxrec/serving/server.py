@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -276,23 +276,17 @@ class _Server:
                 await asyncio.wait_for(changed.wait(), self.config.reload_every_s)
             changed.clear()
             for refresh in (problems, models.refresh, models.refresh_rules):
-                try:
-                    await refresh()
-                except UserError as error:
-                    log.warning("%s", error)
-                except Exception:
-                    log.exception("looking for changes failed")
+                await _told(refresh)
 
     async def _watch_keys(self) -> None:
         """By itself: a key that is withdrawn does not hold on while a model is compiled."""
+
+        async def refresh() -> None:
+            self.keys.refresh()
+
         while True:
             await asyncio.sleep(self.config.reload_every_s)
-            try:
-                self.keys.refresh()
-            except UserError as error:
-                log.warning("%s", error)
-            except Exception:
-                log.exception("looking for changed keys failed")
+            await _told(refresh)
 
     def _count_compilation(self, event: str, duration_secs: float, **more: str | int) -> None:
         if event == _COMPILED:
@@ -330,6 +324,16 @@ async def _running(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _told(refresh: Callable[[], Awaitable[object]]) -> None:
+    """Looks for changes; what is wrong with them goes to the log, and the looking goes on."""
+    try:
+        await refresh()
+    except UserError as error:
+        log.warning("%s", error)
+    except Exception:
+        log.exception("looking for changes failed")
 
 
 def _tell_of_failure(task: "asyncio.Task[None]") -> None:

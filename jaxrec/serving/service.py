@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrec.serving.answers import listed, named
 from jaxrec.serving.batching import Batcher, DeadlineExceeded, Overloaded, Timed
 from jaxrec.serving.deployment import Model, Models, Role
 from jaxrec.serving.engine import Query
 from jaxrec.serving.masks import NO_FILTERS, Filters
 from jaxrec.serving.metrics import Metrics
-from jaxrec.serving.rules import Candidates, Ranked
+from jaxrec.serving.refusals import Refusal, refusing_without_state
+from jaxrec.serving.rules import Candidates
 from jaxrec.serving.rules_file import Context
 from jaxrec.serving.schemas import (
     EventsRequest,
@@ -25,30 +27,10 @@ from jaxrec.serving.schemas import (
 from jaxrec.serving.state import Event, State, StateUnavailable
 from jaxrec.typing import UserError
 
-_MOST_EXCLUDED = 1024
 _SHADOWS = 256
 _NOTHING = np.zeros(0, np.int32)
 _random = random.Random()  # of the operating system's making; ids are names, not secrets
 _FALLBACK = 'ask for {"fallback": "popular"}'
-
-
-class Refusal(Exception):
-    """A request that is not answered: an HTTP status, a code, and a sentence for its sender."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        fields: Sequence[Mapping[str, str]] = (),
-        retry_after: int | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-        self.fields, self.retry_after = fields, retry_after
-        self.headers = headers or {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,7 +126,7 @@ class Service:
         started = time.perf_counter()
         ranked = rules.rerank(candidates, k, context, now, filters)
         body = _head(chosen)
-        body["items"] = _items(
+        body["items"] = listed(
             model, ranked, _newest(model, known.history) if ask.explain else None, fallback
         )
         body["unknown_items"] = known.unknown
@@ -218,7 +200,7 @@ class Service:
         timed = await self._compute(model, Query("similar", items=items), ask.timeout_ms)
         body = _head(chosen)
         pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
-        body["items"] = [_item(model, n, score) for n, score in pairs if n][:k]
+        body["items"] = [named(model, n, score) for n, score in pairs if n][:k]
         return Reply(body, _note(body, k=k, items=len(body["items"])))
 
     async def add(self, ask: EventsRequest) -> Reply:
@@ -231,10 +213,8 @@ class Service:
         except UserError as error:
             raise Refusal(422, "invalid_request", str(error)) from None
         started = time.perf_counter()
-        try:
+        with refusing_without_state():
             await self.state.add(events)
-        except StateUnavailable as error:
-            raise _no_state(error) from None
         self.metrics.stage("state", time.perf_counter() - started)
         for event in ask.events:
             if event.request_id:
@@ -270,10 +250,8 @@ class Service:
         ids = history
         if ids is None and user is not None:
             started = time.perf_counter()
-            try:
+            with refusing_without_state():
                 ids = await self.state.history(user)
-            except StateUnavailable as error:
-                raise _no_state(error) from None
             self.metrics.stage("state", time.perf_counter() - started)
         items, unknown = model.catalogue.items.indices(ids or ())
         self.metrics.ids("item", len(items) + len(unknown), len(unknown))
@@ -388,7 +366,7 @@ def _query(
     recent, older = _newest(model, known.history), _NOTHING
     if mask_seen and len(known.history) > len(recent):
         older = np.unique(known.history[: len(known.history) - len(recent)])
-    if len(older) > _MOST_EXCLUDED:
+    if len(older) > model.engine.sizes.exclude[-1]:
         # Too many to name: they leave a list of their own, whose name nothing else equals.
         make, allowed = make_allowed, object()
 
@@ -410,39 +388,6 @@ def _popular(model: Model, seen: np.ndarray, make_allowed: Callable[[], np.ndarr
     return Candidates(items=items, scores=scores, vectors=model.catalogue.units, excluded=seen)
 
 
-def _item(model: Model, item: int, score: float | None) -> dict[str, Any]:
-    out: dict[str, Any] = {"id": model.catalogue.ids[item], "score": score}
-    if (title := model.catalogue.title(item)) is not None:
-        out["title"] = title
-    return out
-
-
-def _items(
-    model: Model, ranked: Sequence[Ranked], history: np.ndarray | None, fallback: bool
-) -> list[dict[str, Any]]:
-    out = []
-    closest = None
-    if history is not None and len(history) and ranked:
-        closest = model.catalogue.closest([one.item for one in ranked], history)
-    for n, one in enumerate(ranked):
-        item = _item(model, one.item, one.score)
-        reasons = [
-            {"kind": reason.kind, "name": reason.name, "text": reason.text}
-            for reason in one.reasons
-        ]
-        if closest is not None:
-            seen = int(closest[n])
-            title = model.catalogue.title(seen) or model.catalogue.ids[seen]
-            text = f"close to {title}, which is in the history"
-            reasons.append({"kind": "history", "name": model.catalogue.ids[seen], "text": text})
-        if fallback:
-            reasons.append({"kind": "popular", "text": "among the most popular items"})
-        if reasons:
-            item["reasons"] = reasons
-        out.append(item)
-    return out
-
-
 def _note(body: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     model = body["model"]
     return {
@@ -452,17 +397,6 @@ def _note(body: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         "experiment": body.get("experiment"),
         **more,
     }
-
-
-def _count(k: int | None, model: Model) -> int:
-    """Returns how many items to give. Raises Refusal for more than there may be."""
-    most = int(model.artefact.manifest["k"])
-    if k is None:
-        return min(10, most)
-    if k > most:
-        told = f"k is at most {most} for this model; got {k}."
-        raise Refusal(422, "invalid_request", told, fields=[{"path": "k", "message": told}])
-    return k
 
 
 def _unknown(model: Model, user: str | None, history: Sequence[str] | None) -> Refusal:
@@ -478,7 +412,12 @@ def _unknown(model: Model, user: str | None, history: Sequence[str] | None) -> R
     return Refusal(404, "unknown_user", f"nothing is known of the user {user!r}. {then}")
 
 
-def _no_state(error: StateUnavailable) -> Refusal:
-    return Refusal(
-        503, "state_unavailable", f"the store of events does not answer ({error}).", retry_after=1
-    )
+def _count(k: int | None, model: Model) -> int:
+    """Returns how many items to give. Raises Refusal for more than there may be."""
+    most = int(model.artefact.manifest["k"])
+    if k is None:
+        return min(10, most)
+    if k > most:
+        told = f"k is at most {most} for this model; got {k}."
+        raise Refusal(422, "invalid_request", told, fields=[{"path": "k", "message": told}])
+    return k

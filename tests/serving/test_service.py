@@ -11,9 +11,10 @@ from jaxrec.serving.batching import Batcher, Timed
 from jaxrec.serving.deployment import Deployment, Models
 from jaxrec.serving.engine import Engine, Query
 from jaxrec.serving.metrics import Metrics
+from jaxrec.serving.refusals import Refusal
 from jaxrec.serving.rules import load_rules
 from jaxrec.serving.schemas import EventsRequest, RecommendRequest
-from jaxrec.serving.service import Refusal, Service
+from jaxrec.serving.service import Service
 from jaxrec.serving.state import open_state
 
 RULES = """
