@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "jaxrec").rglob("*.py"))
 LAYERS = (
-    ("typing", "config", "memory", "paths", "columns"),
+    ("typing", "config", "memory", "paths", "columns", "ids"),
     ("ops", "data"),
     ("layers", "losses", "metrics", "optim", "sampling"),
     ("models", "objectives", "functional", "sharding"),
@@ -23,7 +23,7 @@ LAYERS = (
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # Parts that work on finished runs: they train, and measure what came of it.
 ON_RUNS = ("compression", "distillation", "finetuning")
-DRAWN = {("config", "typing"), ("paths", "typing"), ("training", "evaluation")}
+DRAWN = {("config", "typing"), ("ids", "typing"), ("paths", "typing"), ("training", "evaluation")}
 DRAWN |= {(part, below) for part in ON_RUNS for below in ("training", "evaluation")}
 DRAWN |= {("compression", "distillation")}
 DRAWN |= {("export", "training"), ("export", "evaluation"), ("serving", "export")}
