@@ -44,6 +44,8 @@ def main() -> None:
         if split in result:
             shown = {k: v for k, v in result[split].items() if k.split("@")[0] in _SHOWN}
             print(split, "  ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+            for sentence in result["notes"][split]:
+                print(f"  note: {sentence}")
     speed = result["throughput"]
     print(
         f"{result['steps']:,} steps in {result['wall_s']:,.0f} s, {speed['step_ms']:.1f} ms a "

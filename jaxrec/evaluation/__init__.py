@@ -1,6 +1,7 @@
 """Measuring recommenders: ranking against the whole catalogue, baselines, tables and reports."""
 
 from jaxrec.evaluation.baselines import ItemKNN, Popularity, RecentPopularity
+from jaxrec.evaluation.blind_spots import BlindSpots
 from jaxrec.evaluation.breakdown import Group
 from jaxrec.evaluation.ranking import (
     Evaluation,
@@ -9,7 +10,7 @@ from jaxrec.evaluation.ranking import (
     accuracy,
     evaluate,
 )
-from jaxrec.evaluation.ratings import rating_errors
+from jaxrec.evaluation.ratings import RATING_ERRORS, rating_errors
 from jaxrec.evaluation.report import write_report
 from jaxrec.evaluation.requests import (
     Requests,
@@ -23,6 +24,8 @@ from jaxrec.evaluation.table import main_metrics, metrics_table
 from jaxrec.evaluation.tasks import task_metrics
 
 __all__ = [
+    "RATING_ERRORS",
+    "BlindSpots",
     "Evaluation",
     "EvaluationConfig",
     "Group",

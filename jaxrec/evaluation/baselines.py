@@ -136,20 +136,22 @@ def _first_unseen(order: np.ndarray, requests: Requests, k: int, mask_seen: bool
         return result
     place = np.zeros(len(order) + 1, np.int64)
     place[order] = np.arange(len(order))
-    # Sorted by length, a block looks no further than its longest history can push it.
-    by_length = np.argsort(requests.history_lengths, kind="stable")
-    for start, stop in _blocks(requests.history_lengths[by_length] + float(k)):
-        rows = by_length[start:stop]
-        longest = int(requests.history_lengths[rows[-1]])
-        width = min(k + longest, len(order))
-        seen = requests.padded_seen(rows, longest)
-        column = np.where(seen > 0, place[seen], width)
-        blocked = np.zeros((len(rows), width + 1), bool)
-        np.put_along_axis(blocked, np.minimum(column, width), True, axis=1)
-        free = ~blocked[:, :width]
-        rank = np.cumsum(free, axis=1) - 1
-        row, column = np.nonzero(free & (rank < k))
-        result[rows[row], rank[row, column]] = order[column]
+    width = len(order) + k
+    for start, stop in _blocks(requests.history_lengths + float(k)):
+        rows, where = np.arange(stop - start), slice(*requests.history_offsets[[start, stop]])
+        owner = np.repeat(rows, requests.history_lengths[start:stop])
+        # Each item of a history once, by user and place.
+        seen = np.unique(owner * width + place[requests.history_items[where]])
+        user, at = np.divmod(seen, width)
+        first = np.searchsorted(user, rows)
+        # Unseen place r lies behind r others and the seen ones before it: those with at most r
+        # unseen places before them. No rows are padded, however long one history is.
+        unseen_before = at - (np.arange(len(seen)) - first[user])
+        wanted = rows[:, None] * width + np.arange(k)
+        behind = np.searchsorted(user * width + unseen_before, wanted, side="right")
+        places = np.arange(k) + behind - first[:, None]
+        there = places < len(order)
+        result[start:stop] = np.where(there, order[places.clip(max=len(order) - 1)], 0)
     return result
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxrec import metrics
 from jaxrec.data.dataset import Dataset
+from jaxrec.evaluation.blind_spots import BlindSpots, blind_spots
 from jaxrec.evaluation.breakdown import Group, by_history_length, by_target_popularity
-from jaxrec.evaluation.ratings import PredictRatings, rating_errors
+from jaxrec.evaluation.ratings import RATING_ERRORS, PredictRatings, rating_errors
 from jaxrec.evaluation.requests import Requests, match, requests_of
 from jaxrec.typing import UserError
 
@@ -62,7 +63,10 @@ class EvaluationConfig:
                 f"got {self.batch_size}, {self.item_chunk} and {self.bootstrap_samples}."
             )
         names = [f"{name}@{k}" for k in self.ks for name in ACCURACY]
-        if "/" not in self.monitor and self.monitor not in names + ["rmse", "mae"] * self.rmse:
+        if "/" not in self.monitor and self.monitor not in [
+            *names,
+            *(RATING_ERRORS if self.rmse else ()),
+        ]:
             raise UserError(
                 f"evaluation.monitor={self.monitor!r} is not measured with evaluation.ks="
                 f"{self.ks}. Use one of {', '.join(names)}, or add its cut-off to evaluation.ks."
@@ -96,8 +100,7 @@ class Evaluation:
       split: "valid" or "test".
       metrics: such as {"ndcg@10": 0.06}; see `jaxrec.metrics` for each.
       intervals: the 95% bootstrap interval over users of the accuracy metrics.
-      num_users: users measured.
-      without_history: users with targets that were left out because they have no history.
+      blind_spots: what the figures do not tell: users left out, targets that no list can hold.
       seconds: wall time, compilation included.
       per_user: (num_users,) float64 values of the monitored metric; empty for what is not ranking.
       by_popularity: recall at the largest k by how popular the target is.
@@ -108,13 +111,21 @@ class Evaluation:
     split: str
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    num_users: int
-    without_history: int
+    blind_spots: BlindSpots
     seconds: float
     per_user: np.ndarray
     by_popularity: tuple[Group, ...]
     by_history: tuple[Group, ...]
     k: int
+
+    @property
+    def num_users(self) -> int:
+        """Users measured."""
+        return self.blind_spots.num_users
+
+    def must_be_zero(self, metric: str) -> bool:
+        """Whether a metric says nothing, as nothing that it looks for can be found."""
+        return "@" in metric and self.blind_spots.nothing_to_find
 
 
 def evaluate(
@@ -124,6 +135,8 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     predict_ratings: PredictRatings | None = None,
+    known_items: np.ndarray | None = None,
+    known_users: np.ndarray | None = None,
 ) -> Evaluation:
     """Measures a recommender on the "valid" or "test" split of a dataset.
 
@@ -134,6 +147,9 @@ def evaluate(
       config: how.
       predict_ratings: maps (B,) int32 users and (B,) int32 items to (B,) predicted labels; needed
         when config.rmse is set.
+      known_items: (num_items + 1,) bool, the items that the recommender puts into lists; None means
+        all. For `Evaluation.blind_spots`.
+      known_users: (num_users + 1,) bool, the users that it gives lists to, likewise.
 
     Raises:
       UserError: when nothing can be evaluated, or the recommendations are not of the form that
@@ -154,8 +170,13 @@ def evaluate(
         split=split,
         metrics=values,
         intervals=_intervals(per_user, config),
-        num_users=len(requests),
-        without_history=requests.without_history,
+        blind_spots=blind_spots(
+            requests,
+            dataset,
+            mask_seen=config.mask_seen,
+            known_items=known_items,
+            known_users=known_users,
+        ),
         seconds=time.perf_counter() - start,
         per_user=per_user.get(config.monitor, np.zeros(0)),
         by_popularity=by_target_popularity(ranks < largest, requests, dataset.item_counts),

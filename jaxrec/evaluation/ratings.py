@@ -8,6 +8,8 @@ from jaxrec import metrics
 from jaxrec.data.dataset import SPLITS, Dataset
 from jaxrec.typing import Array, UserError
 
+RATING_ERRORS = ("rmse", "mae")  # smaller is better
+
 type PredictRatings = Callable[[np.ndarray, np.ndarray], Array]
 
 

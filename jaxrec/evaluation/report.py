@@ -91,12 +91,11 @@ def write_report(
 def _split_section(split: str, evaluations: Mapping[str, Evaluation]) -> str:
     first = next(iter(evaluations.values()))
     about = f"{first.num_users:,} users ranked against the whole catalogue"
-    if first.without_history:
-        about += f"; {first.without_history:,} users left out, having no history"
     if any(evaluation.intervals for evaluation in evaluations.values()):
         about += "; 95% bootstrap intervals over users"
+    notes = "".join(f"<li>{html.escape(text)}.</li>" for text in first.blind_spots.sentences())
     return (
-        f"<h2>Metrics on the {html.escape(split)} split</h2><p>{about}.</p>"
+        f"<h2>Metrics on the {html.escape(split)} split</h2><p>{about}.</p><ul>{notes}</ul>"
         f"{_metrics_table(evaluations)}"
         f"<h2>Where it works ({html.escape(split)})</h2>{_breakdowns(evaluations)}"
     )

@@ -24,6 +24,7 @@ class Requests:
       target_offsets: (U + 1,) int64.
       num_items: size of the catalogue; item indices are 1..num_items.
       without_history: how many have targets but no history; they are left out.
+      later_histories: how many have events in their history that are later than a target of theirs.
     """
 
     users: np.ndarray
@@ -33,6 +34,7 @@ class Requests:
     target_offsets: np.ndarray
     num_items: int
     without_history: int = 0
+    later_histories: int = 0
 
     def __len__(self) -> int:
         return len(self.users)
@@ -116,6 +118,9 @@ def requests_of(dataset: Dataset, split: str) -> Requests:
     targets = np.unique(_pairs(users[is_target], dataset.items[is_target], dataset.num_items))
     target_users, target_items = np.divmod(targets, dataset.num_items + 1)
     distinct = np.bincount(target_users, minlength=dataset.num_users + 1)
+    # Events are in time order inside a user.
+    last = np.flatnonzero(is_history)[np.cumsum(num_history[kept]) - 1]
+    first = np.flatnonzero(is_target)[np.cumsum(num_targets[kept]) - num_targets[kept]]
     return Requests(
         users=np.flatnonzero(kept).astype(np.int32),
         history_items=np.asarray(dataset.items[is_history], np.int32),
@@ -124,6 +129,7 @@ def requests_of(dataset: Dataset, split: str) -> Requests:
         target_offsets=_offsets(distinct[kept]),
         num_items=dataset.num_items,
         without_history=int(((num_targets > 0) & ~kept).sum()),
+        later_histories=int((last > first).sum()),
     )
 
 

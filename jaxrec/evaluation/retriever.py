@@ -17,6 +17,7 @@ from jaxrec.ops.topk import top_k_dot
 from jaxrec.sharding import mesh_of
 from jaxrec.typing import Array, Batch
 
+_CELLS = 2**23  # items of histories, padding included, that are on the device for one batch
 _IN_FLIGHT = 2  # batches sent to the device before the results of the first are fetched
 
 
@@ -69,7 +70,8 @@ class RetrieverRecommender:
             scores[rows], ids[rows] = (np.asarray(x) for x in found)
 
         for rows, seen in _batches(requests, self.config.batch_size, mask_seen):
-            users = jnp.asarray(self.user_vectors(self.make_batch(requests, rows)))
+            shown = np.resize(rows, self.config.batch_size)  # of static shape, as promised
+            users = jnp.asarray(self.user_vectors(self.make_batch(requests, shown)))[: len(rows)]
             if mesh is None:
                 found = top_k_dot(users, items, k, exclude=seen, chunk=chunk, first=first)
             else:
@@ -95,13 +97,24 @@ def _merge(
 def _batches(
     requests: Requests, batch_size: int, mask_seen: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    # Users with histories of like length share a batch, so that few rows are mostly padding.
+    """Gives rows of requests and, with `mask_seen`, what they saw, padded.
+
+    Users with histories of like length share a batch, so that few rows are mostly padding. A batch
+    has fewer rows where a history is so long that all of them would not fit.
+    """
     order = np.argsort(requests.history_lengths, kind="stable")
-    short = -len(order) % batch_size
-    order = np.concatenate([order, np.repeat(order[-1:], short)])
-    for rows in order.reshape(-1, batch_size):
-        longest = int(requests.history_lengths[rows].max())
-        width = padded_width(longest, smallest=16, factor=4)
+    start = 0
+    while start < len(order):
+        size = batch_size
+        while True:
+            rows = order[start : start + size]
+            longest = int(requests.history_lengths[rows].max())
+            width = padded_width(longest, smallest=16, factor=4)
+            if not mask_seen or size == 1 or size * width <= _CELLS:
+                break
+            size = -(-size // 2)
+        start += len(rows)
+        rows = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows))])
         yield rows, requests.padded_seen(rows, width) if mask_seen else None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxrec.columns import aligned
 from jaxrec.evaluation.ranking import Evaluation
+from jaxrec.evaluation.ratings import RATING_ERRORS
 from jaxrec.typing import UserError
 
 
@@ -11,7 +12,7 @@ def main_metrics(evaluation: Evaluation) -> list[str]:
     """The metrics of a first look: accuracy and breadth at the smallest k, and rating errors."""
     cut = "@" + str(min(int(name.split("@")[1]) for name in evaluation.metrics if "@" in name))
     names = ("ndcg", "recall", "mrr", "coverage", "novelty")
-    errors = [name for name in ("rmse", "mae") if name in evaluation.metrics]
+    errors = [name for name in RATING_ERRORS if name in evaluation.metrics]
     return [name + cut for name in names] + errors
 
 

@@ -40,6 +40,11 @@ class Task(Protocol):
         """Name of what `measure` returns."""
         ...
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether larger values of the metric are better."""
+        ...
+
     def measure(self, outputs: np.ndarray, targets: np.ndarray) -> float:
         """Returns the metric of (N, outputs) with (N,) targets."""
         ...
@@ -94,6 +99,10 @@ class Category:
     def metric(self) -> str:
         return "accuracy"
 
+    @property
+    def higher_is_better(self) -> bool:
+        return True
+
     def measure(self, outputs: np.ndarray, targets: np.ndarray) -> float:
         known = targets >= 0
         right = outputs.argmax(axis=-1) == targets
@@ -130,6 +139,10 @@ class Rating(_OfLabels):
     def metric(self) -> str:
         return "rmse"
 
+    @property
+    def higher_is_better(self) -> bool:
+        return False
+
     def measure(self, outputs: np.ndarray, targets: np.ndarray) -> float:
         return float(metrics.rmse(outputs[..., 0], targets))
 
@@ -156,6 +169,10 @@ class Click(_OfLabels):
     @property
     def metric(self) -> str:
         return "auc"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return True
 
     def measure(self, outputs: np.ndarray, targets: np.ndarray) -> float:
         return float(metrics.auc(outputs[..., 0], targets >= self.threshold))

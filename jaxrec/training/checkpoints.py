@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from jaxrec.training.processes import another_has_gone, gone
+from jaxrec.training.record import best_step
 from jaxrec.typing import UserError
 
 SKIP: Any = ocp.PLACEHOLDER  # in place of an array that `Checkpoints.restore` should leave out
@@ -163,7 +164,7 @@ def open_checkpoint(
         if not steps:
             raise UserError(nothing)
         if step is None:
-            best = checkpoints.meta(steps[-1]).get("best_step")
+            best = best_step(workdir, steps[-1], checkpoints.meta(steps[-1]))
             step = best if best in steps else steps[-1]
         elif step not in steps:
             raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}.")

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal, Protocol
 
 from jaxrec.data.dataset import Dataset
-from jaxrec.evaluation import EvaluationConfig
+from jaxrec.evaluation import RATING_ERRORS, EvaluationConfig
 from jaxrec.optim import OptimizerConfig
 from jaxrec.sharding import MeshConfig
 from jaxrec.typing import Batch, UserError
@@ -139,3 +139,11 @@ class ExperimentConfig:
                 "training.average wants an objective over the whole catalogue, whose step is "
                 "dense: an average of every row at every step is what touched rows do without."
             )
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether larger values of `evaluation.monitor` are better, as its metric says."""
+        for task in getattr(self.objective, "tasks", ()):
+            if self.evaluation.monitor == f"{task.head}/{task.metric}":
+                return bool(task.higher_is_better)
+        return self.evaluation.monitor not in RATING_ERRORS

@@ -17,13 +17,17 @@ from jaxrec.config import write_whole
 class MetricsLog:
     """Appends JSON lines to metrics.jsonl and scalars to TensorBoard event files.
 
-    Opening it at a step drops later lines, which a killed run may have left: what follows will
-    write them again.
+    Opening it at a step drops what a killed run may have left, as it will be written again: later
+    lines and, unless that step is `validated`, its validation.
     """
 
-    def __init__(self, workdir: Path, *, step: int):
+    def __init__(self, workdir: Path, *, step: int, validated: bool = True):
         self.path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        kept = [
+            line
+            for line in read_metrics(self.path)
+            if line["step"] < step + (validated or not any(name[:6] == "valid/" for name in line))
+        ]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_whole(self.path, text)
         self._file = self.path.open("a")

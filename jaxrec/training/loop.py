@@ -16,6 +16,7 @@ import numpy as np
 from jaxrec import config as configs
 from jaxrec.data.dataset import SPLITS, Dataset, open_dataset
 from jaxrec.data.vocabulary import ROLES, path_in_workdir
+from jaxrec.evaluation import Evaluation
 from jaxrec.optim import with_start
 from jaxrec.paths import divide, flatten
 from jaxrec.sharding import check_divides, own_rows, replicate, shard_batch
@@ -26,38 +27,12 @@ from jaxrec.training.host import HostStep
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
-from jaxrec.training.state import (
-    Step,
-    StepMetrics,
-    TrainState,
-    all_finite,
-)
+from jaxrec.training.record import Record, read_record, write_record
+from jaxrec.training.state import Step, StepMetrics, TrainState, all_finite
 from jaxrec.training.step import make_step
 from jaxrec.training.trained import check_same, describe_checkpoint
 from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Batch, Stopped, UserError
-
-
-@dataclasses.dataclass
-class Course:
-    """How a run went so far; saved with each checkpoint.
-
-    Attributes:
-      best_step, best_value: the best validation so far.
-      misses: validations since then.
-      losses: of the steps since the last line of metrics.jsonl.
-      examples, seconds, steps: what throughput is made of; evaluation and compilation left out.
-      wall_s: seconds of all the processes that worked on the run.
-    """
-
-    best_step: int | None = None
-    best_value: float | None = None
-    misses: int = 0
-    losses: list[float] = dataclasses.field(default_factory=list)
-    examples: float = 0.0
-    seconds: float = 0.0
-    steps: int = 0
-    wall_s: float = 0.0
 
 
 def train(
@@ -90,7 +65,8 @@ def train(
 
     Returns:
       What result.json holds: metrics of the best parameters on "valid" and "test", "throughput"
-      (examples are loss terms), "steps", "epochs" and "wall_s".
+      (examples are loss terms), "steps", "epochs", "wall_s", and "notes": what the metrics of
+      each split do not tell by themselves.
 
     Raises:
       UserError: for a config that does not fit the data, a loss that is not a number, a checkpoint
@@ -138,7 +114,10 @@ class _Run:
         statistics = config.objective.statistics(experiment.dataset)
         self.statistics = replicate(statistics, self.mesh)
         self.state, self.step = self._born()
-        self.course, self.rate, self.slow = Course(), 0.0, 0.0
+        evaluation = config.evaluation
+        self.monitor = evaluation.monitor
+        self.measure = {"monitor": self.monitor, "mask_seen": evaluation.mask_seen}
+        self.record, self.rate, self.slow = Record(self.measure), 0.0, 0.0
         self.log: MetricsLog | None = None
         counts = np.bincount(experiment.dataset.split, minlength=len(SPLITS))
         self.measured = [name for name in ("valid", "test") if counts[SPLITS[name]]]
@@ -175,7 +154,8 @@ class _Run:
                 there = all(path_in_workdir(self.workdir, role).exists() for role in ROLES)
                 if not (self.at and there):
                     save_vocabularies(self.experiment.dataset, self.workdir)
-                self.log = stack.enter_context(MetricsLog(self.workdir, step=self.at))
+                log = MetricsLog(self.workdir, step=self.at, validated=not self._is_due())
+                self.log = stack.enter_context(log)
             self.progress = stack.enter_context(Progress(self.total, self.at, quiet=self.quiet))
             self.opened = stack.pop_all()
         return self
@@ -194,38 +174,55 @@ class _Run:
             return 0
         meta = self.checkpoints.meta(steps[-1])
         check_same(meta, self.experiment, resume=True)
-        self.state = self.checkpoints.restore(steps[-1], self.state)
-        self.course = Course(**meta["course"])
+        self.record = read_record(self.workdir, steps[-1], meta)
         if not self.quiet:
             print(f"going on from step {steps[-1]:,} of {self.total:,}", flush=True)
+        if self.record.measure != self.measure:
+            self._measure_again(steps)
+        self.state = self.checkpoints.restore(steps[-1], self.state)
         return steps[-1]
+
+    def _measure_again(self, steps: list[int]) -> None:
+        """Finds the best of the checkpoints that are left, by another measure than before."""
+        record, validated = self.record, self.record.validated
+        if not self.quiet:
+            print(
+                f"validation measured {record.measure} before and measures {self.measure} now, so "
+                f"the checkpoints that are left are measured again: {steps}",
+                flush=True,
+            )
+        record.forget_best(self.measure)
+        for step in steps:
+            if step <= validated and "valid" in self.measured:
+                self.state = self.checkpoints.restore(step, self.state)
+                self._note(step, self._evaluated("valid"))
+        record.validated = validated
 
     def finish(self) -> dict[str, Any]:
         """Trains what is left, then measures the best parameters."""
+        if self._is_due():
+            self._validate()  # the process before was killed in it
         if not self._patience_is_over():
             self._train()
         self.checkpoints.wait()
-        best = self.course.best_step
+        best = self.record.best_step
         if best not in self.checkpoints.steps():
             best = None  # removed by hand, because it was damaged: the last parameters are left
         if best is not None and best != self.at:
             self.state = self.checkpoints.restore(best, self.state)
-        params = self.state.used
-        splits = {
-            split: self.experiment.evaluate(params, split, intervals=False)
-            for split in self.measured
-        }
-        course = self.course
+        splits = {split: self._evaluated(split) for split in self.measured}
+        record = self.record
         result = {
             **{split: evaluation.metrics for split, evaluation in splits.items()},
             "throughput": {
-                "examples_per_s": course.examples / max(course.seconds, 1e-9),
-                "step_ms": 1e3 * course.seconds / max(course.steps, 1),
+                "examples_per_s": record.examples / max(record.seconds, 1e-9),
+                "step_ms": 1e3 * record.seconds / max(record.steps, 1),
             },
             "steps": self.at,
             "best_step": self.at if best is None else best,
             "epochs": self.at / self.batches.steps_per_epoch,
             "wall_s": self._wall_s(),
+            "notes": {name: e.blind_spots.sentences() for name, e in splits.items()},
         }
         if is_first():
             text = json.dumps(result, indent=2) + "\n"
@@ -260,28 +257,27 @@ class _Run:
             self.state, metrics = self.step(self.state, batch, self.statistics)
             self.at += 1
             window.append(metrics)
-            evaluate = self.at % self.evaluate_every == 0 or self.at == self.total
-            save = evaluate or self.at % self.config.checkpoint_every == 0
+            save = self._is_milestone() or self.at % self.config.checkpoint_every == 0
             tell = save or self.at % self.config.log_every == 0
             stopping = stop.at(self.at)
             if not (tell or fresh or stopping):
                 continue
-            self._account(window, time.monotonic() - since, count=not fresh)
+            self._account(window, since, count=not fresh)
             if tell:
                 self._tell()
             if save or stopping:
                 if isinstance(self.step, HostStep):
                     self.state = self.step.settle(self.state)
                 self._check_parameters()
-            if evaluate:
-                self._validate()
-            if save or stopping:
                 self._save()
             if stopping:
                 raise self._stopped()
-            if evaluate and self._patience_is_over():
-                self.progress.say(f"no better validation in {self.course.misses} tries: stopping")
-                break
+            if self._is_due():
+                self._validate()
+                if self._patience_is_over():
+                    tries = self.record.misses
+                    self.progress.say(f"no better validation in {tries} tries: stopping")
+                    break
             window, since, fresh = [], time.monotonic(), False
 
     def _stopped(self) -> Stopped:
@@ -291,9 +287,11 @@ class _Run:
             "on from there."
         )
 
-    def _account(self, window: list[StepMetrics], seconds: float, *, count: bool) -> None:
-        """Fetches the metrics of some steps in one go and checks them."""
+    def _account(self, window: list[StepMetrics], since: float, *, count: bool) -> None:
+        """Fetches the metrics of the steps since a moment in one go and checks them."""
         fetched = jax.device_get(window)
+        # Only now are the steps done: before, they were no more than dispatched.
+        seconds = time.monotonic() - since
         first = self.at - len(fetched) + 1
         for offset, metrics in enumerate(fetched):
             if metrics.overflow:
@@ -304,22 +302,25 @@ class _Run:
                 )
             if not math.isfinite(metrics.loss):
                 raise UserError(f"the loss of step {first + offset} is {metrics.loss}. {_DIVERGED}")
-        self.course.losses += [float(m.loss) for m in fetched]
+        record = self.record
+        for metrics in fetched:
+            record.loss_sum += float(metrics.loss) * float(metrics.examples)
+            record.loss_examples += float(metrics.examples)
         self.slow = sum(bool(m.slow) for m in fetched) / len(fetched)
         examples = float(sum(m.examples for m in fetched))
         if count:
             # The first step of a process compiles, so it says nothing about speed.
-            self.course.examples += examples
-            self.course.seconds += seconds
-            self.course.steps += len(fetched)
+            record.examples += examples
+            record.seconds += seconds
+            record.steps += len(fetched)
         self.rate = examples / max(seconds, 1e-9)
-        self.progress.update(self.at, self.course.losses[-1], self.rate)
+        self.progress.update(self.at, float(fetched[-1].loss), self.rate)
 
     def _tell(self) -> None:
         # Steps whose metrics were fetched by another process count as well, so that a run that was
         # cut off tells the same losses as one that was not.
-        loss = sum(self.course.losses) / len(self.course.losses)
-        self.course.losses = []
+        loss = self.record.loss_sum / max(self.record.loss_examples, 1e-9)
+        self.record.loss_sum = self.record.loss_examples = 0.0
         told = {"train/loss": loss, "train/examples_per_s": self.rate}
         if self.mesh.shape["model"] > 1:
             told["train/slow_exchanges"] = self.slow
@@ -334,42 +335,55 @@ class _Run:
         if not all_finite(self.state.params):
             raise UserError(f"the parameters after step {self.at} are not finite. {_DIVERGED}")
 
+    def _is_milestone(self) -> bool:
+        """Whether the parameters at hand are of those that are measured, where there is a split."""
+        return self.at == self.total or self.at % self.evaluate_every == 0
+
+    def _is_due(self) -> bool:
+        """Whether the parameters at hand are to be validated, and were not yet."""
+        validated = "valid" not in self.measured or self.at <= self.record.validated
+        return self._is_milestone() and not validated
+
+    def _evaluated(self, split: str) -> Evaluation:
+        return self.experiment.evaluate(self.state.used, split, intervals=False)
+
     def _validate(self) -> None:
-        if "valid" not in self.measured:
-            return
-        params = self.state.used
-        evaluation = self.experiment.evaluate(params, "valid", intervals=False)
-        monitor = self.experiment.config.evaluation.monitor
-        value, course = evaluation.metrics[monitor], self.course
-        lower = monitor.rpartition("/")[2] in ("rmse", "mae")
-        best = course.best_value
-        if best is None or (value < best if lower else value > best):
-            course.best_step, course.best_value, course.misses = self.at, value, 0
-        else:
-            course.misses += 1
+        """Measures the parameters, which are saved already, and marks the best."""
+        evaluation = self._evaluated("valid")
+        self._note(self.at, evaluation)
         self._write({f"valid/{k}": v for k, v in evaluation.metrics.items()})
-        self.progress.say(
-            f"step {self.at:,}  valid {monitor} {value:.4f}  best {course.best_value:.4f} at step "
-            f"{course.best_step:,}"
-        )
+        if is_first():
+            write_record(self.workdir, self.record)
+        record = self.record
+        text = f"step {self.at:,}  valid {self.monitor} {evaluation.metrics[self.monitor]:.4f}"
+        if record.best_value is not None:
+            text += f"  best {record.best_value:.4f} at step {record.best_step:,}"
+        self.progress.say(text)
+
+    def _note(self, step: int, evaluation: Evaluation) -> None:
+        if evaluation.must_be_zero(self.monitor):
+            self.record.validated = step  # and nothing is chosen by a number that says nothing
+            return
+        higher = self.experiment.config.higher_is_better
+        self.record.note(step, evaluation.metrics[self.monitor], higher_is_better=higher)
 
     def _save(self) -> None:
         if self.at in self.checkpoints.steps():
             return
-        self.course.wall_s, self.begun = self._wall_s(), time.monotonic()
+        self.record.wall_s, self.begun = self._wall_s(), time.monotonic()
         meta = {
             **describe_checkpoint(self.experiment),
             "position": {"step": self.at, "epoch": self.at // self.batches.steps_per_epoch},
-            "course": dataclasses.asdict(self.course),
-            "best_step": self.course.best_step,
+            "record": dataclasses.asdict(self.record),
+            "best_step": self.record.best_step,
         }
-        self.checkpoints.save(self.at, self.state, meta, best=self.course.best_step)
+        self.checkpoints.save(self.at, self.state, meta, best=self.record.best_step)
 
     def _wall_s(self) -> float:
-        return self.course.wall_s + time.monotonic() - self.begun
+        return self.record.wall_s + time.monotonic() - self.begun
 
     def _patience_is_over(self) -> bool:
-        return 0 < self.config.patience <= self.course.misses
+        return 0 < self.config.patience <= self.record.misses
 
 
 def _check_trainable(experiment: Experiment) -> None:

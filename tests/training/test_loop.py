@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data import Dataset
+from jaxrec.evaluation import BlindSpots, Evaluation
 from jaxrec.optim import OptimizerConfig
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import (
@@ -35,7 +36,7 @@ type ConfigOf = Callable[..., ExperimentConfig]
 def test_a_workdir_holds_what_the_contract_says(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     made = {"config.json", "checkpoints", "metrics.jsonl", "tensorboard", "result.json"}
-    assert names == made | {"vocabularies"}
+    assert names == made | {"vocabularies", "validated.json"}
     result = json.loads((trained / "result.json").read_text())
     assert {"valid", "test", "throughput", "steps", "epochs", "wall_s"} <= result.keys()
     assert {"ndcg@5", "recall@10"} <= result["valid"].keys() & result["test"].keys()
@@ -102,7 +103,20 @@ class _Course:
     def __call__(self, experiment: Experiment, params: Any, split: str, **_: Any) -> Any:
         self.seen.append(jax.device_get(params))
         value = next(self.values, 0.0)
-        return type("Measured", (), {"metrics": {self.name: value}})
+        spots = BlindSpots(
+            num_users=1, without_history=0, num_targets=1, masked_targets=0, cold_targets=0
+        )
+        return Evaluation(
+            split=split,
+            metrics={self.name: value},
+            intervals={},
+            blind_spots=spots,
+            seconds=0.0,
+            per_user=np.zeros(0),
+            by_popularity=(),
+            by_history=(),
+            k=10,
+        )
 
 
 @pytest.mark.parametrize(
