@@ -38,6 +38,8 @@ class Batch:
         such as a teacher's best; 0 where there is none.
       where: positives.shape bool; False entries take no part in losses and metrics.
       labels: positives.shape float32 targets, such as ratings.
+      is_positive: positives.shape bool; False where an event has a label to learn and is no
+        positive: its item was not chosen. None means that all are.
       weights: positives.shape float32 weights of examples.
       features: further arrays by name.
     """
@@ -50,6 +52,7 @@ class Batch:
     candidates: Any = None
     where: Any = None
     labels: Any = None
+    is_positive: Any = None
     weights: Any = None
     features: dict[str, Any] | None = None
 

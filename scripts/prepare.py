@@ -43,7 +43,13 @@ flags.DEFINE_string(
 flags.DEFINE_string("users", None, "File of user metadata with the user column.")
 flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events, until it is stable.")
 flags.DEFINE_integer("min_item_events", 0, "Drop items with fewer events, until it is stable.")
-flags.DEFINE_float("min_label", None, "Drop events with a smaller label: they are not positive.")
+flags.DEFINE_float("min_label", None, "Drop events with a smaller label.")
+flags.DEFINE_float(
+    "positive_from",
+    None,
+    "Events with a smaller label train heads and regressions, and are no target of ranking, no "
+    "history and no popularity. When not said, labels above 0 are positive.",
+)
 flags.DEFINE_string(
     "keep",
     _DEFAULTS.keep,
@@ -121,6 +127,10 @@ def main() -> None:
         f"\n{FLAGS.output}: {manifest.num_users:,} users, {manifest.num_items:,} items, "
         f"{manifest.num_events:,} events; split {manifest.split['name']}: {parts}"
     )
+    if others := manifest.split.get("not_positive"):
+        least = "above 0" if FLAGS.positive_from is None else f"from {FLAGS.positive_from:g} on"
+        parts = ", ".join(f"{count:,} {name}" for name, count in others.items())
+        print(f"not positive, as positive labels are {least} (--positive_from): {parts}")
 
 
 class _Progress:

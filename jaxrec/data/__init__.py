@@ -2,7 +2,7 @@
 
 from jaxrec.data.batches import SequenceData
 from jaxrec.data.content import write_content
-from jaxrec.data.dataset import TEST, TRAIN, VALID, Dataset, Manifest, open_dataset
+from jaxrec.data.dataset import NOT_POSITIVE, TEST, TRAIN, VALID, Dataset, Manifest, open_dataset
 from jaxrec.data.downloads import fetch
 from jaxrec.data.pairs import PairData
 from jaxrec.data.prepare import build, prepare
@@ -13,6 +13,7 @@ from jaxrec.data.synthetic import synthetic
 from jaxrec.data.taught import Taught
 
 __all__ = [
+    "NOT_POSITIVE",
     "TEST",
     "TRAIN",
     "VALID",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrec.data.dataset import Dataset
+from jaxrec.data.dataset import Dataset, split_alone
 from jaxrec.data.recipe import Options, Recipe
 from jaxrec.data.spool import CHUNK_EVENTS, DTYPES, Column, Log, Spool
 from jaxrec.typing import UserError
@@ -66,7 +66,8 @@ def merge(earlier: Dataset, log: Log, recipe: Recipe, directory: Path | None = N
         for name in names[2:]:
             there = fields[name]
             assert there is not None
-            chunk[name] = np.concatenate([there[old], fresh[name][new]])
+            known = split_alone(there[old]) if name == "split" else there[old]
+            chunk[name] = np.concatenate([known, fresh[name][new]])
         keys = (chunk["time"], chunk["user"]) if "time" in chunk else (chunk["user"],)
         order = np.lexsort(keys)
         merged.append({name: values[order] for name, values in chunk.items()})

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from jaxrec.data.dataset import (
+    NOT_POSITIVE,
     SHARD_EVENTS,
     SPLITS,
     TRAIN,
@@ -162,7 +163,7 @@ def assemble(
     user_index, item_index = (
         np.cumsum(marks, dtype=np.int32) for marks in (kept.users, kept.items)
     )
-    parts, label_sum = np.zeros(len(SPLITS), np.int64), 0.0
+    parts, label_sum = np.zeros(2 * NOT_POSITIVE, np.int64), 0.0
     lengths = np.zeros(len(tables[0]) + 1, np.int64)
     for chunk in kept.chunks(events):
         if "time" not in chunk:
@@ -171,32 +172,38 @@ def assemble(
             "users": user_index[chunk["user"]],
             "items": item_index[chunk["item"]],
             "times": chunk["time"],
-            "split": split(chunk),
             "labels": chunk.get("label"),
         }
+        if "label" in chunk:
+            chunk["positive"] = recipe.is_positive(chunk["label"])
+        arrays["split"] = split(chunk)
+        trains = arrays["split"] == TRAIN
+        if "label" in chunk:
+            arrays["split"] = arrays["split"] + NOT_POSITIVE * ~chunk["positive"]
         sink.append(arrays)
         parts += np.bincount(arrays["split"], minlength=len(parts))
         lengths += np.bincount(arrays["users"], minlength=len(lengths))
         if "label" in chunk:
-            label_sum += float(chunk["label"][arrays["split"] == TRAIN].sum(dtype=np.float64))
+            label_sum += float(chunk["label"][trains].sum(dtype=np.float64))
     if not parts[TRAIN]:
-        raise UserError(
-            f"split={recipe.split} leaves no event for training. "
-            "Move its cuts, lower its fractions, or give a longer log."
-        )
+        raise UserError(_nothing_to_train_on(recipe, int(parts[TRAIN + NOT_POSITIVE])))
+    others = {name: int(parts[i + NOT_POSITIVE]) for name, i in SPLITS.items()}
+    options["events"] = {name: int(parts[i]) for name, i in SPLITS.items()}
+    if any(others.values()):
+        options["not_positive"] = others
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     manifest = Manifest(
         num_users=len(tables[0]),
         num_items=len(tables[1]),
         num_events=kept.num_events,
-        split=options | {"events": {name: int(parts[i]) for name, i in SPLITS.items()}},
+        split=options,
         columns=recipe.columns,
         fingerprint=sink.fingerprint(*tables),
         user_fingerprint=vocabulary_fingerprint(tables[0]),
         item_fingerprint=vocabulary_fingerprint(tables[1]),
         sources=[*(earlier.manifest.sources if earlier else ()), *sources],
         report=list(kept.report.rows),
-        label_mean=label_sum / int(parts[TRAIN]),
+        label_mean=label_sum / int(parts[TRAIN] + parts[TRAIN + NOT_POSITIVE]),
         recipe=dataclasses.asdict(recipe),
         dates=dates,
         shard_events=shard_events,
@@ -212,6 +219,19 @@ def assemble(
     if directory is not None:
         _write_rest(dataset, offsets, directory)
     return dataset
+
+
+def _nothing_to_train_on(recipe: Recipe, others: int) -> str:
+    if others:
+        least = "above 0" if recipe.positive_from is None else f"from {recipe.positive_from:g} on"
+        return (
+            f"none of the {others:,} events for training is positive, which are those with labels "
+            f"{least}. Set positive_from to the least label that is."
+        )
+    return (
+        f"split={recipe.split} leaves no event for training. "
+        "Move its cuts, lower its fractions, or give a longer log."
+    )
 
 
 def _lineage(earlier: Dataset | None, sources: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

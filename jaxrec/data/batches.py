@@ -15,7 +15,7 @@ import numpy as np
 from jaxrec.data.dataset import Dataset
 from jaxrec.data.replay import NOTHING, Examples, Past
 from jaxrec.data.shuffle import permute, row_numbers
-from jaxrec.data.training_events import training_events
+from jaxrec.data.training_events import Positives, training_events
 from jaxrec.typing import Batch, UserError
 
 _PROBES = 3  # epochs packed at the start, to learn how many rows an epoch has
@@ -93,6 +93,17 @@ class SequenceBatches:
                 "--label_column=NAME, or set data.labels=false."
             )
         self.events = training_events(dataset, labels=config.labels)
+        self.positives = None
+        if self.events.positive is not None:
+            if config.targets != "last":
+                raise UserError(
+                    f"data.targets={config.targets!r} shows positive events alone, and labels of "
+                    "others are to be learned as well (data.labels; the dataset's "
+                    "positive_from). Set data.targets='last', or data.labels=false."
+                )
+            self.positives = Positives(dataset, self.events)
+            if past is not None:
+                self.past = past._replace(counts=self.positives.every(past.counts))
         # An event needs one before it to be a target, so one event alone teaches nothing.
         self.users = np.flatnonzero(self.events.counts > 1).astype(np.int32)
         if not len(self.users):
@@ -122,11 +133,11 @@ class SequenceBatches:
     def located(self, step: int, rows: slice | None = None) -> tuple[Batch, np.ndarray]:
         """Returns the batch, and the number of the event that each target is.
 
-        Numbers are positives.shape int64 and count as `TrainingEvents.starts` does; 0 where
-        `batch.where` is False.
+        Numbers are positives.shape int64 and count as those of `training_events` without labels;
+        0 where `batch.where` is False, and for what is no positive event.
         """
         batch, events = self._batch(*divmod(step, self.steps_per_epoch), rows)
-        if self.config.labels:
+        if self.config.labels and batch.labels is None:
             batch = batch.replace(labels=self.events.labels_at(events, batch.where))
         return batch, events
 
@@ -176,6 +187,8 @@ class PrefixBatches(SequenceBatches):
         users, positions = examples.locate(numbers, *key, 1)
         starts = self.events.starts[users]
         events = starts + positions + shorter + 1
+        if self.positives is not None:
+            return self._among_others(self.positives, users, events, where, width)
         columns = events[:, None] + np.arange(-width, 0)
         inside = (columns >= starts[:, None]) & where[:, None]
         batch = Batch(
@@ -184,6 +197,30 @@ class PrefixBatches(SequenceBatches):
             where=where,
         )
         return batch, np.where(where, events, 0)
+
+    def _among_others(
+        self,
+        positives: Positives,
+        users: np.ndarray,
+        events: np.ndarray,
+        where: np.ndarray,
+        width: int,
+    ) -> tuple[Batch, np.ndarray]:
+        """Returns the batch of targets that may be no positives, after histories that are."""
+        ends, starts = positives.before(users, events), positives.events.starts[users]
+        where = where & (ends > starts)
+        columns = ends[:, None] + np.arange(-width, 0)
+        inside = (columns >= starts[:, None]) & where[:, None]
+        is_positive = self.events.positive_at(events, where)
+        assert is_positive is not None
+        batch = Batch(
+            history=positives.events.items_at(columns, inside),
+            positives=self.events.items_at(events, where),
+            labels=self.events.labels_at(events, where),
+            is_positive=is_positive,
+            where=where,
+        )
+        return batch, np.where(is_positive, ends, 0)
 
 
 class WindowBatches(SequenceBatches):

@@ -6,7 +6,8 @@ A dataset directory holds
   items.npy            (num_events,) int32 item index, in time order inside a user
   times.npy            (num_events,) int64, UTC nanoseconds or the log's own counter
   labels.npy           (num_events,) float32, only when the log has labels
-  split.npy            (num_events,) uint8: TRAIN, VALID or TEST
+  split.npy            (num_events,) uint8: TRAIN, VALID or TEST; NOT_POSITIVE more for events that
+                       are no target of ranking, no history and no popularity, as their label says
   offsets.npy          (num_users + 2,) int64: where the events of each user begin
   user_vocabulary.parquet, item_vocabulary.parquet   row i holds what index i + 1 stands for: the
                        column `id` as text and, for items, the columns of the metadata file
@@ -32,6 +33,9 @@ FORMAT = 2
 SHARD_EVENTS = 1 << 26
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
+# Added to the split of an event whose label is below `Recipe.positive_from`, so that whoever looks
+# for TRAIN finds positive events alone, and has to ask for the others: `split_alone`.
+NOT_POSITIVE = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,8 @@ class Dataset:
       manifest: counts and fingerprints.
       users, items: (num_events,) int32 indices from 1.
       times: (num_events,) int64.
-      split: (num_events,) uint8, one of TRAIN, VALID, TEST.
+      split: (num_events,) uint8, one of TRAIN, VALID, TEST, and NOT_POSITIVE more where the label
+        says so.
       labels: (num_events,) float32, or None.
       user_vocabulary, item_vocabulary: frames with a text column `id`; row i is index i + 1. Item
         metadata such as `title` and `genres` are further columns.
@@ -128,6 +133,12 @@ class Dataset:
             counts += np.bincount(self.items[where][trains], minlength=len(counts))
         return counts
 
+    def history(self, user: int) -> np.ndarray:
+        """Returns the positive events of a user in all splits: (N,) int32 items, oldest first."""
+        where = slice(*self.offsets[[user, user + 1]])
+        found: np.ndarray = self.items[where][self.split[where] < NOT_POSITIVE]
+        return found
+
     def user_index(self, user_id: object) -> int:
         """Returns the index of an original user id. Raises UserError for an id never seen."""
         return _lookup(self.user_vocabulary, user_id, "user")
@@ -140,6 +151,11 @@ class Dataset:
         """Returns what to call items in front of people: the title, or the id without one."""
         column = "title" if "title" in self.item_vocabulary else "id"
         return self.item_vocabulary[column].iloc[np.asarray(indices) - 1].astype(str).tolist()
+
+
+def split_alone(split: np.ndarray) -> np.ndarray:
+    """Returns TRAIN, VALID or TEST of events, positive or not."""
+    return np.asarray(split) % NOT_POSITIVE
 
 
 def open_dataset(path: str | Path) -> Dataset:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxrec.data.dataset import Dataset
 from jaxrec.data.replay import NOTHING, Examples, Past
 from jaxrec.data.shuffle import permute, row_numbers
-from jaxrec.data.training_events import training_events
+from jaxrec.data.training_events import Positives, training_events
 from jaxrec.typing import Batch, UserError
 
 
@@ -42,6 +42,10 @@ class PairBatches:
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, past: Past | None = None):
         self.batch_size, self.seed = batch_size, seed
         self.events = training_events(dataset, labels=True)
+        self.positives = None
+        if self.events.positive is not None:
+            self.positives = Positives(dataset, self.events)
+            past = past and past._replace(counts=self.positives.every(past.counts))
         if not self.events.counts.any():
             raise UserError("the dataset has no training events. Prepare it with another split.")
         self.examples = Examples(self.events.counts, *(past or (None, 0.0)))
@@ -57,7 +61,10 @@ class PairBatches:
         return self.located(step, rows)[0]
 
     def located(self, step: int, rows: slice | None = None) -> tuple[Batch, np.ndarray]:
-        """Returns the batch, and (B,) int64 which event each example is; see `TrainingEvents`."""
+        """Returns the batch, and (B,) int64 which positive event each example is.
+
+        Numbers count as those of `training_events` without labels; 0 for what is no positive.
+        """
         epoch, index = divmod(step, self.steps_per_epoch)
         numbers, total = row_numbers(index, self.batch_size, rows), len(self.examples)
         where = numbers < total
@@ -68,6 +75,9 @@ class PairBatches:
             users=np.where(where, users, 0).astype(np.int32),
             positives=self.events.items_at(events, where),
             labels=self.events.labels_at(events, where),
+            is_positive=self.events.positive_at(events, where),
             where=where,
         )
+        if self.positives is not None:
+            where, events = batch.is_positive, self.positives.before(users, events)
         return batch, np.where(where, events, 0)

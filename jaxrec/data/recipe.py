@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Sequence
 from typing import TypedDict
 
+import numpy as np
+
 from jaxrec.typing import UserError
 
 SPLIT_NAMES = ("leave_last_out", "temporal", "random", "given")
@@ -22,6 +24,7 @@ class Options(TypedDict, total=False):
     min_user_events: int
     min_item_events: int
     min_label: float | None
+    positive_from: float | None
     keep: str
     split: str
     valid_fraction: float
@@ -42,7 +45,10 @@ class Recipe:
       split_column: column of the words train, valid and test, for split "given".
       min_user_events, min_item_events: k-core: users and items with fewer events are dropped, again
         and again until all that are left have enough. 0 and 1 keep everything.
-      min_label: events with a smaller label are dropped: they are not positive.
+      min_label: events with a smaller label are dropped.
+      positive_from: events with a smaller label stay, and are not positive: they train heads and
+        regressions, and are no target of ranking, no history and no popularity. None: labels above
+        0 are positive, so that a 0 in a log of clicks is no click.
       keep: what to do with several events of one user and item: keep "all", the "first" or the
         "last". It is applied before `min_label`, so that "last" means the last opinion.
       split: one of `SPLIT_NAMES`; see `jaxrec.data.splits`.
@@ -63,6 +69,7 @@ class Recipe:
     min_user_events: int = 0
     min_item_events: int = 0
     min_label: float | None = None
+    positive_from: float | None = None
     keep: str = "all"
     split: str = "leave_last_out"
     valid_fraction: float = 0.1
@@ -82,8 +89,9 @@ class Recipe:
         for name in ("min_user_events", "min_item_events", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
-        if self.min_label is not None and self.label_column is None:
-            raise UserError("min_label needs label_column: name the column that holds the labels.")
+        for name in ("min_label", "positive_from"):
+            if getattr(self, name) is not None and self.label_column is None:
+                raise UserError(f"{name} needs label_column: name the column of the labels.")
         if self.split == "given" and self.split_column is None:
             raise UserError("split=given needs split_column, with the words train, valid and test.")
         if self.split != "given" and self.split_column is not None:
@@ -105,6 +113,11 @@ class Recipe:
             raise UserError(
                 f"valid_from and test_from are only read with split=temporal, not {self.split}."
             )
+
+    def is_positive(self, labels: np.ndarray) -> np.ndarray:
+        """Returns bool: which events of some labels are positive."""
+        where = labels > 0 if self.positive_from is None else labels >= self.positive_from
+        return np.asarray(where)
 
     @property
     def columns(self) -> dict[str, str]:

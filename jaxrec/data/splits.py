@@ -38,8 +38,8 @@ def make_split(
       cuts: for "temporal": first moments of validation and test that hold already.
 
     Returns:
-      A function of columns `user` (from 0), `time` and `split` of whole users that returns (N,)
-      uint8; and the split's name and options.
+      A function of columns `user` (from 0), `time`, `split` and `positive` of whole users that
+      returns (N,) uint8; and the split's name and options.
 
     Raises:
       UserError: when a cut is no moment of this log, or cuts are not in order.
@@ -47,7 +47,7 @@ def make_split(
     valid, test = recipe.valid_fraction, recipe.test_fraction
     options: dict[str, Any] = {"name": recipe.split}
     if recipe.split == "leave_last_out":
-        return lambda chunk: leave_last_out(chunk["user"]), options
+        return lambda chunk: leave_last_out(chunk["user"], chunk.get("positive")), options
     if recipe.split == "temporal":
         first, second = cuts or _cuts(recipe, times, dates=dates)
         _check_cuts(first, second)
@@ -70,18 +70,27 @@ def make_split(
     return lambda chunk: chunk["split"], options | {"column": recipe.split_column}
 
 
-def leave_last_out(users: np.ndarray) -> np.ndarray:
+def leave_last_out(users: np.ndarray, positive: np.ndarray | None = None) -> np.ndarray:
     """The last event of each user is test, the last but one validation, the others training.
 
     Users with fewer than 3 events stay whole in training.
 
     Args:
       users: (N,) integers, ascending; a user's events are in time order.
+      positive: (N,) bool, the events that count; an event between two of them goes with the later
+        one, and one after the last with the last. None means all.
 
     Returns:
       (N,) uint8.
     """
     position, counts = positions(users)
+    if positive is not None:
+        starts = np.flatnonzero(position == 0)
+        lengths = counts[starts]
+        total = np.concatenate([[0], np.cumsum(positive)])
+        before = total[:-1] - np.repeat(total[starts], lengths)
+        counts = np.repeat(total[starts + lengths] - total[starts], lengths)
+        position = np.minimum(before, (counts - 1).clip(min=0))
     from_end = counts - position
     split = np.full(len(users), TRAIN, np.uint8)
     split[(counts >= 3) & (from_end == 2)] = VALID

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxrec.data.dataset import TRAIN, Dataset
+from jaxrec.data.dataset import NOT_POSITIVE, TRAIN, Dataset, split_alone
 
 CHUNK = 1 << 18  # events read at once
 
@@ -24,12 +24,14 @@ class TrainingEvents:
       counts: (num_users + 1,) int32, training events of each user; 0 for user 0, padding.
       items: int32, the arrays that `starts` points into; perhaps memory-mapped.
       labels: float32, or None.
+      positive: bool, or None where all events are positive.
     """
 
     starts: np.ndarray
     counts: np.ndarray
     items: np.ndarray
     labels: np.ndarray | None
+    positive: np.ndarray | None = None
 
     def items_at(self, events: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
         """Returns the items of events as int32, and 0 where `where` is False; shapes are equal."""
@@ -39,27 +41,77 @@ class TrainingEvents:
         """Returns the labels of events, 0 where `where` is False; None without labels."""
         return None if self.labels is None else _taken(self.labels, events, where)
 
+    def positive_at(self, events: np.ndarray, where: np.ndarray) -> np.ndarray | None:
+        """Returns which events are positive, and False where `where` is; None if all are."""
+        return None if self.positive is None else _taken(self.positive, events, where)
+
 
 def training_events(dataset: Dataset, *, labels: bool = False) -> TrainingEvents:
     """Looks through the split of a dataset, some events at a time, and finds its training events.
 
     Args:
-      labels: whether labels will be asked for.
+      labels: whether labels will be asked for: with them come the events that are not positive,
+        and `positive`, unless there are none.
     """
-    counts, leading = _count(dataset.split, dataset.offsets)
+    split, told, positive = dataset.split, dataset.labels if labels else None, None
+    if told is not None and has_others(dataset):
+        positive = np.asarray(split) < NOT_POSITIVE
+        split = split_alone(split)
+    counts, leading = _count(split, dataset.offsets)
     starts = dataset.offsets[:-1]
-    items, told = dataset.items, dataset.labels if labels else None
+    items = dataset.items
     if not leading:
         total = int(counts.sum(dtype=np.int64))
         starts = np.cumsum(counts, dtype=np.int64) - counts
-        items = _compact(items, dataset.split, total)
-        told = None if told is None else _compact(told, dataset.split, total)
-    return TrainingEvents(starts=starts, counts=counts, items=items, labels=told)
+        items = _compact(items, split, total)
+        told = None if told is None else _compact(told, split, total)
+        positive = None if positive is None else _compact(positive, split, total)
+    return TrainingEvents(starts=starts, counts=counts, items=items, labels=told, positive=positive)
+
+
+def has_others(dataset: Dataset) -> bool:
+    """Whether some training events are not positive."""
+    split = dataset.split
+    chunks = (split[begin : begin + CHUNK] for begin in range(0, len(split), CHUNK))
+    return any(bool((chunk == TRAIN + NOT_POSITIVE).any()) for chunk in chunks)
 
 
 def training_counts(dataset: Dataset) -> np.ndarray:
-    """Returns (num_users + 1,) int32: the training events of each user; 0 for user 0, padding."""
+    """Returns (num_users + 1,) int32: the positive training events of each user; 0 for padding."""
     return _count(dataset.split, dataset.offsets)[0]
+
+
+class Positives:
+    """The positive training events among all of them, where some are not.
+
+    Attributes:
+      events: the positive ones alone, in a numbering of their own: that of `training_events`
+        without labels, which a teacher's labels have too.
+    """
+
+    def __init__(self, dataset: Dataset, every: TrainingEvents):
+        assert every.positive is not None
+        self.events, self._every = training_events(dataset), every
+        self._before = np.concatenate([[0], np.cumsum(every.positive, dtype=np.int64)])
+
+    def before(self, users: np.ndarray, events: np.ndarray) -> np.ndarray:
+        """Returns the numbers that positive events would have in the place of events of users."""
+        count = self._before[events] - self._before[self._every.starts[users]]
+        return self.events.starts[users] + count
+
+    def every(self, counts: np.ndarray) -> np.ndarray:
+        """Returns (num_users + 1,) int32: how many events come up to so many positive ones.
+
+        Args:
+          counts: (num_users + 1,), of each user's positive events.
+        """
+        every = self._every
+        owners = np.repeat(np.arange(len(counts)), every.counts)
+        first = np.cumsum(every.counts, dtype=np.int64) - every.counts
+        events = np.arange(len(owners)) + (every.starts[: len(counts)] - first)[owners]
+        passed = self._before[events] - self._before[every.starts[owners]]
+        inside = passed < counts[owners]
+        return np.bincount(owners[inside], minlength=len(counts)).astype(np.int32)
 
 
 def locate(ends: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

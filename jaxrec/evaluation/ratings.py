@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxrec import metrics
-from jaxrec.data.dataset import SPLITS, Dataset
+from jaxrec.data.dataset import SPLITS, Dataset, split_alone
 from jaxrec.typing import Array, UserError
 
 RATING_ERRORS = ("rmse", "mae")  # smaller is better
@@ -16,7 +16,7 @@ type PredictRatings = Callable[[np.ndarray, np.ndarray], Array]
 def rating_errors(
     predict: PredictRatings, dataset: Dataset, split: str, batch_size: int = 8192
 ) -> dict[str, float]:
-    """Root mean squared and mean absolute error over the events of a split.
+    """Root mean squared and mean absolute error over the events of a split, positive or not.
 
     Args:
       predict: maps (B,) int32 users and (B,) int32 items to (B,) predicted labels. B is always
@@ -36,7 +36,7 @@ def rating_errors(
             "errors of ratings need labels, which this dataset does not have. "
             "Prepare it with --label_column=NAME."
         )
-    events = np.flatnonzero(np.asarray(dataset.split) == SPLITS[split])
+    events = np.flatnonzero(split_alone(dataset.split) == SPLITS[split])
     if not len(events):
         raise UserError(f"the {split} split has no events; prepare the dataset with another split.")
     size = -(-len(events) // batch_size) * batch_size

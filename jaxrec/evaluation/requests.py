@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrec.data.dataset import SPLITS, TRAIN, Dataset
+from jaxrec.data.dataset import NOT_POSITIVE, SPLITS, Dataset, split_alone
 from jaxrec.typing import UserError
 
 
@@ -86,15 +86,17 @@ class Requests:
         return (starts, ends) if rows is None else (starts[rows], ends[rows])
 
 
-def requests_of(dataset: Dataset, split: str) -> Requests:
+def requests_of(dataset: Dataset, split: str, *, labelled: bool = False) -> Requests:
     """Returns what the evaluation of a split asks.
 
     Histories are the training events for "valid", the training and validation events for "test".
-    Where the split was drawn at random, a history may hold events later than the targets.
+    Where the split was drawn at random, a history may hold events later than the targets. Events
+    that are not positive are in no history, and targets of labels alone.
 
     Args:
       dataset: a prepared dataset.
       split: "valid" or "test".
+      labelled: whether events that are not positive are targets too.
 
     Raises:
       UserError: for another split, or when no user has both a history and targets in it.
@@ -102,8 +104,8 @@ def requests_of(dataset: Dataset, split: str) -> Requests:
     if split not in ("valid", "test"):
         raise UserError(f"evaluation wants the split 'valid' or 'test'; got {split!r}.")
     marks, users = np.asarray(dataset.split), np.asarray(dataset.users)
-    is_target = marks == SPLITS[split]
-    is_history = marks == TRAIN if split == "valid" else ~is_target
+    is_target = (split_alone(marks) if labelled else marks) == SPLITS[split]
+    is_history = marks < SPLITS[split]
     # A user may lack a validation event and still have a test one: rows go by what is there.
     num_targets = np.bincount(users[is_target], minlength=dataset.num_users + 1)
     num_history = np.bincount(users[is_history], minlength=dataset.num_users + 1)
@@ -137,7 +139,7 @@ def requests_at(dataset: Dataset, events: np.ndarray) -> Requests:
     """Returns one request for each of some events: what its user did before it, and its item.
 
     For measuring along a log, where each event is asked for just before it happens: a history is
-    all that comes before the event, whatever its split, and a user may be asked for several times.
+    all positive events before it, whatever their split, and a user may be asked for several times.
 
     Args:
       dataset: a prepared dataset.
@@ -146,18 +148,20 @@ def requests_at(dataset: Dataset, events: np.ndarray) -> Requests:
     """
     events = np.asarray(events, np.int64)
     assert np.all(np.diff(events) >= 0), "events ascend"
-    starts = dataset.offsets[np.asarray(dataset.users[events])]
-    asked = events > starts
-    starts, ends = starts[asked], events[asked]
-    lengths = ends - starts
+    positive = np.asarray(dataset.split) < NOT_POSITIVE
+    before = np.concatenate([[0], np.cumsum(positive)])  # positive events before each event
+    starts = before[dataset.offsets[np.asarray(dataset.users[events])]]
+    asked = before[events] > starts
+    starts, events = starts[asked], events[asked]
+    lengths = before[events] - starts
     offsets = _offsets(lengths)
     index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
     return Requests(
-        users=np.asarray(dataset.users[ends], np.int32),
-        history_items=np.asarray(dataset.items[index], np.int32),
+        users=np.asarray(dataset.users[events], np.int32),
+        history_items=np.asarray(dataset.items, np.int32)[positive][index],
         history_offsets=offsets,
-        target_items=np.asarray(dataset.items[ends], np.int32),
-        target_offsets=np.arange(len(ends) + 1, dtype=np.int64),
+        target_items=np.asarray(dataset.items[events], np.int32),
+        target_offsets=np.arange(len(events) + 1, dtype=np.int64),
         num_items=dataset.num_items,
         without_history=int((~asked).sum()),
     )

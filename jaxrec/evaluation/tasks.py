@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.data.dataset import SPLITS, Dataset
+from jaxrec.data.dataset import SPLITS, Dataset, split_alone
 from jaxrec.evaluation.requests import Requests, requests_of
 from jaxrec.typing import Array
 
@@ -17,8 +17,8 @@ def task_metrics(
 ) -> dict[str, float]:
     """Returns the metric of each task, such as {"rating/rmse": 0.9}.
 
-    Every event of the split counts whose user has a history before the split, which is what the
-    model is shown, as when it ranks.
+    Every event of the split, positive or not, counts whose user has a history before the split,
+    which is what the model is shown, as when it ranks.
 
     Args:
       tasks: those of a `jaxrec.objectives.MultiTask`.
@@ -28,8 +28,8 @@ def task_metrics(
       split: "valid" or "test".
       batch_size: events at a time.
     """
-    requests = requests_of(dataset, split)
-    events = np.flatnonzero(np.asarray(dataset.split) == SPLITS[split])
+    requests = requests_of(dataset, split, labelled=True)
+    events = np.flatnonzero(split_alone(dataset.split) == SPLITS[split])
     users = np.asarray(dataset.users)[events]
     events = events[np.isin(users, requests.users)]
     # Events of users with histories of like length share a batch, as they make short rows.

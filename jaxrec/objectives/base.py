@@ -140,17 +140,25 @@ def features_of(batch: Batch) -> dict[str, Any]:
     return batch.features or {}
 
 
-def weights_of(batch: Batch) -> jax.Array:
-    """Returns positives.shape float32: the example weights, 0 where `where` is False."""
+def weights_of(batch: Batch, *, labelled: bool = False) -> jax.Array:
+    """Returns positives.shape float32: the example weights, 0 for what takes no part.
+
+    That is where `where` is False and, unless the loss is one of labels (`labelled`), where the
+    event is no positive.
+    """
     weights = jnp.ones(batch.positives.shape, jnp.float32)
     if batch.weights is not None:
         weights = weights * batch.weights
+    if batch.is_positive is not None and not labelled:
+        weights = jnp.where(batch.is_positive, weights, 0)
     return weights if batch.where is None else jnp.where(batch.where, weights, 0)
 
 
-def weighted_sum(losses: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted sum of per-example losses and the sum of weights."""
-    weights = weights_of(batch)
+def weighted_sum(
+    losses: jax.Array, batch: Batch, *, labelled: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the weighted sum of per-example losses and the sum of weights, as `weights_of`."""
+    weights = weights_of(batch, labelled=labelled)
     return jnp.sum(jnp.where(weights > 0, losses, 0) * weights), jnp.sum(weights)
 
 

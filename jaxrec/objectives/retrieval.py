@@ -234,7 +234,7 @@ class SquaredError:
         values = losses.squared_error(jnp.sum(users * items, axis=-1), batch.labels)
         if self.l2:
             values += self.l2 * (_norms(users) + _norms(items))
-        return weighted_sum(values, batch)
+        return weighted_sum(values, batch, labelled=True)
 
 
 def _norms(vectors: jax.Array) -> jax.Array:

@@ -234,7 +234,7 @@ class MultiTask:
     def loss(
         self, model: Any, batch: Batch, key: Key | None, replica: Replica = ALONE
     ) -> tuple[jax.Array, jax.Array]:
-        weights, told = weights_of(batch), features_of(batch)
+        weights, told = weights_of(batch, labelled=True), features_of(batch)
         total = jnp.float32(0)
         if self.objective is not None:
             # The user vectors of both are one computation once compiled.

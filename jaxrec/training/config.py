@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal, Protocol
 
+from jaxrec.data.batches import fields_read
 from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import RATING_ERRORS, EvaluationConfig
 from jaxrec.optim import OptimizerConfig
@@ -133,6 +134,14 @@ class ExperimentConfig:
             raise UserError(
                 f"evaluation.monitor={self.evaluation.monitor!r} is the metric of no task; the "
                 f"objective's are: {', '.join(measured) or 'none'}."
+            )
+        if self.evaluation.rmse and "history" in fields_read(self.data):
+            raise UserError(
+                "evaluation.rmse compares labels with scores of pairs of a user and an item, and "
+                f"{type(self.data).__name__} shows a model histories in place of users, so that it "
+                "would predict one label for everybody. Give the model a head that learns ratings "
+                "(WithHeads, MultiTask with Rating) and look at rating/rmse, or set "
+                "evaluation.rmse=false."
             )
         if self.training.average and not self.objective.whole_catalogue:
             raise UserError(
