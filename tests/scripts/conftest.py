@@ -4,7 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from jaxrec.data import prepare
 from jaxrec.data.synthetic import synthetic
+from tests.preloaded import Preloaded, Process
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,14 +49,24 @@ _PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Scripts:
-    """Starts scripts in an environment whose compilations are kept for the session."""
+    """Starts scripts in an environment whose compilations are kept for the session.
+
+    Each script is started as a user does it the first time, and preloaded from then on.
+    """
 
     environment: dict[str, str]
+    preloaded: Preloaded
+    started: set[str] = dataclasses.field(default_factory=set)
 
     def start(
         self, name: str, *flags: object, kibibytes: int = 0, **variables: str
-    ) -> subprocess.Popen[str]:
+    ) -> "subprocess.Popen[str] | Process":
         """Starts a script; no file that it writes may grow beyond `kibibytes`, when above 0."""
+        # JAX has read its variables in the process that is preloaded.
+        if name in self.started and not any(key.startswith("JAX_") for key in variables):
+            arguments = [f"scripts/{name}.py", *map(str, flags)]
+            return self.preloaded.start(arguments, kibibytes=kibibytes, variables=variables)
+        self.started.add(name)
         limit = ["bash", "-c", f'ulimit -f {kibibytes}; exec "$@"', "bash"] if kibibytes else []
         return subprocess.Popen(
             [*limit, sys.executable, f"scripts/{name}.py", *map(str, flags)],
@@ -98,17 +109,19 @@ class Scripts:
 
 
 @pytest.fixture(scope="session")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> Scripts:
+def scripts(compiled: Path) -> Iterator[Scripts]:
     kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
-    return Scripts(
-        kept
-        | {
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-    )
+    kept |= {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # What scripts compile is small and runs for a few steps.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    preloaded = Preloaded(kept)
+    yield Scripts(kept, preloaded)
+    preloaded.close()
 
 
 @pytest.fixture(scope="session")
