@@ -72,6 +72,8 @@ class Process:
             reader.join(None if end is None else max(0.0, end - time.monotonic()))
             if reader.is_alive():
                 raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        self.stdout.close()
+        self.stderr.close()
         self.wait(None if end is None else max(0.1, end - time.monotonic()))
         return found[0], found[1]
 
