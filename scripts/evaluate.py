@@ -3,23 +3,13 @@
 python scripts/evaluate.py --workdir=runs/a --split=test --report=runs/a/report.html
 """
 
-import sys
 from pathlib import Path
 
 from _main import run
 from _run import dataset_of
 from absl import flags
 
-from jaxrec.data import Dataset
-from jaxrec.evaluation import (
-    Evaluation,
-    EvaluationConfig,
-    ItemKNN,
-    Popularity,
-    evaluate,
-    metrics_table,
-    write_report,
-)
+from jaxrec.evaluation import measure_baselines, metrics_table, write_report
 from jaxrec.training import load_trained
 from jaxrec.typing import UserError
 
@@ -46,29 +36,19 @@ def main() -> None:
     experiment = experiment.measuring(ks=tuple(FLAGS.k), mask_seen=FLAGS.mask_seen)
     name = type(experiment.model.bind(params)).__name__
     first = experiment.evaluate(params, FLAGS.split)
-    rows = {name: first}
+    rows, failed = {name: first}, []
     if FLAGS.baselines:
-        rows |= _baselines(dataset, experiment.config.evaluation.without_ratings())
+        config = experiment.config.evaluation.without_ratings()
+        found, failed = measure_baselines(dataset, FLAGS.split, config)
+        rows |= found
     print(f"{FLAGS.split} split, {first.num_users:,} users, checkpoint of step {step:,}")
     print(metrics_table(rows))
-    for sentence in first.blind_spots.sentences():
+    for sentence in (*first.blind_spots.sentences(), *failed):
         print(f"note: {sentence}")
     if FLAGS.report:
         log = Path(FLAGS.workdir) / "metrics.jsonl"
         write_report(FLAGS.report, experiment.config, rows, log if log.exists() else None)
         print(f"report: {FLAGS.report}")
-
-
-def _baselines(dataset: Dataset, config: EvaluationConfig) -> dict[str, Evaluation]:
-    """Measures the baselines. One that fails is said, and takes no other result with it."""
-    rows = {}
-    for name, make in (("popularity", Popularity), ("item-kNN", ItemKNN)):
-        try:
-            rows[name] = evaluate(make(dataset), dataset, FLAGS.split, config)
-        except (MemoryError, ArithmeticError, ValueError, LookupError) as error:
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"the baseline {name} could not be measured ({text})", file=sys.stderr)
-    return rows
 
 
 if __name__ == "__main__":

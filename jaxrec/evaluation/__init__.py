@@ -1,6 +1,11 @@
 """Measuring recommenders: ranking against the whole catalogue, baselines, tables and reports."""
 
-from jaxrec.evaluation.baselines import ItemKNN, Popularity, RecentPopularity
+from jaxrec.evaluation.baselines import (
+    ItemKNN,
+    Popularity,
+    RecentPopularity,
+    measure_baselines,
+)
 from jaxrec.evaluation.blind_spots import BlindSpots
 from jaxrec.evaluation.breakdown import Group
 from jaxrec.evaluation.ranking import (
@@ -38,6 +43,7 @@ __all__ = [
     "accuracy",
     "evaluate",
     "main_metrics",
+    "measure_baselines",
     "metrics_table",
     "rating_errors",
     "padded_width",

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec.data.dataset import TRAIN, Dataset
+from jaxrec.evaluation.ranking import Evaluation, EvaluationConfig, evaluate
 from jaxrec.evaluation.requests import Requests
 from jaxrec.typing import UserError
 
@@ -121,6 +122,25 @@ class ItemKNN:
             filled = np.arange(k) < np.diff(best.indptr)[:, None]
             result[start:stop][filled] = best.indices
         return result
+
+
+def measure_baselines(
+    dataset: Dataset, split: str, config: EvaluationConfig
+) -> tuple[dict[str, Evaluation], list[str]]:
+    """Measures popularity and item-kNN.
+
+    Returns:
+      What was measured by name, and a sentence for each that failed, as on a catalogue that does
+      not fit in memory: a baseline takes no other result with it.
+    """
+    found, failed = {}, []
+    for name, make in (("popularity", Popularity), ("item-kNN", ItemKNN)):
+        try:
+            found[name] = evaluate(make(dataset), dataset, split, config)
+        except (MemoryError, ArithmeticError, ValueError, LookupError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            failed.append(f"{name} was not measured ({type(error).__name__}: {reason})")
+    return found, failed
 
 
 def _by_count(counts: np.ndarray, then: np.ndarray) -> np.ndarray:

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from jaxrec.evaluation import ItemKNN, Popularity, RecentPopularity, baselines, requests_of
+from jaxrec.evaluation import (
+    EvaluationConfig,
+    ItemKNN,
+    Popularity,
+    RecentPopularity,
+    baselines,
+    requests_of,
+)
 from jaxrec.typing import UserError
 
 
@@ -126,3 +133,14 @@ def test_item_knn_breaks_ties_by_index(dataset_of):
 def test_item_knn_explains_wrong_options(timed_dataset):
     with pytest.raises(UserError, match="neighbours"):
         ItemKNN(timed_dataset(), neighbours=0)
+
+
+def test_a_baseline_that_fails_takes_no_other_with_it(random_dataset, monkeypatch):
+    def fails(dataset):
+        raise MemoryError("Unable to allocate 17.7 GiB")
+
+    monkeypatch.setattr(baselines, "Popularity", fails)
+    dataset = random_dataset(0, num_users=30, num_items=20, mean_length=6)
+    found, failed = baselines.measure_baselines(dataset, "test", EvaluationConfig())
+    assert list(found) == ["item-kNN"] and found["item-kNN"].num_users > 0
+    assert failed == ["popularity was not measured (MemoryError: Unable to allocate 17.7 GiB)"]
