@@ -36,7 +36,8 @@ def main() -> None:
     experiment = experiment.measuring(ks=tuple(FLAGS.k), mask_seen=FLAGS.mask_seen)
     name = type(experiment.model.bind(params)).__name__
     first = experiment.evaluate(params, FLAGS.split)
-    rows, failed = {name: first}, []
+    rows = {name: first}
+    failed: list[str] = []
     if FLAGS.baselines:
         config = experiment.config.evaluation.without_ratings()
         found, failed = measure_baselines(dataset, FLAGS.split, config)
