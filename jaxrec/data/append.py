@@ -46,11 +46,11 @@ def merge(earlier: Dataset, log: Log, recipe: Recipe, directory: Path | None = N
     Raises:
       UserError: when the log's times are of another kind.
     """
-    if "time" in recipe.columns and log.dates != earlier.manifest.dates:
+    if "time" in recipe.columns and log.dates != (earlier.manifest.time_unit == "ns"):
         kinds = {True: "dates (or seconds with fractions)", False: "whole numbers"}
         raise UserError(
             f"the times of the log are {kinds[log.dates]} and those of the dataset are "
-            f"{kinds[earlier.manifest.dates]}. Give times of one kind, or prepare all logs again."
+            f"{kinds[earlier.manifest.time_unit == "ns"]}. Give times of one kind, or prepare all logs again."
         )
     names = [name for name in DTYPES if name in recipe.columns]
     merged = Spool(directory, {name: DTYPES[name] for name in names})

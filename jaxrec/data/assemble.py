@@ -198,7 +198,7 @@ def assemble(
         report=list(kept.report.rows),
         label_mean=label_sum / int(parts[TRAIN]),
         recipe=dataclasses.asdict(recipe),
-        dates=dates,
+        time_unit="ns" if dates else "counter" if "time" in recipe.columns else "row",
         shard_events=shard_events,
         lineage=_lineage(earlier, sources),
     )
