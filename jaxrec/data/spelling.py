@@ -131,9 +131,7 @@ def _unique_ids(uniques: pa.Array, words: Collection[str]) -> tuple[pa.Array, pa
     return pc.replace_with_mask(ids, odd, changed), pc.replace_with_mask(marks, odd, raw)
 
 
-def _marked(
-    values: pa.Array, ids: pa.Array, words: Collection[str]
-) -> tuple[pa.Array, pa.Array]:
+def _marked(values: pa.Array, ids: pa.Array, words: Collection[str]) -> tuple[pa.Array, pa.Array]:
     """Takes the words out of ids that are spelled already."""
     nothing = pa.nulls(len(ids), pa.string())
     if not words:
