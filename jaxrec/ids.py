@@ -7,6 +7,7 @@ text of a value depends on the value alone.
 
 import math
 import re
+from decimal import Decimal
 from numbers import Integral, Real
 
 from jaxrec.typing import UserError
@@ -20,9 +21,9 @@ def id_text(value: object) -> str | None:
     """Returns the text of an id.
 
     Args:
-      value: a text, bytes in UTF-8, an integer, or a float. Spaces around a text do not count. A
-        number without a fraction is an integer, as a number and as a text, so 12, 12.0, "12",
-        "12.00" and b"12" are "12". Other texts stay: "007", "1.50", "1e3".
+      value: a text, bytes in UTF-8, an integer, a float or a decimal. Spaces around a text do not
+        count. A number without a fraction is an integer, as a number and as a text, so 12, 12.0,
+        "12", "12.00" and b"12" are "12". Other texts stay: "007", "1.50", "1e3".
 
     Returns:
       The text; None for what says nothing: None, NaN and "".
@@ -47,7 +48,10 @@ def id_text(value: object) -> str | None:
         raise UserError(f"{value} is a truth value and no id. Write ids as text or whole numbers.")
     if isinstance(value, Integral):
         return str(int(value))
-    if isinstance(value, Real):
+    if isinstance(value, Decimal) and not value.is_infinite():
+        # As a number: the zeros at its end belong to the type of its column.
+        return None if value.is_nan() else _of_text(f"{value.normalize():f}")
+    if isinstance(value, Real | Decimal):
         return _of_float(float(value), value)
     raise UserError(
         f"{str(value)[:80]!r} is of the type {type(value).__name__} and no id. Write ids as text "
@@ -65,7 +69,7 @@ def _of_text(text: str) -> str | None:
     return text or None
 
 
-def _of_float(number: float, value: Real) -> str | None:
+def _of_float(number: float, value: object) -> str | None:
     if math.isnan(number):
         return None
     if not abs(number) < _EXACT:

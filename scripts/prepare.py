@@ -127,10 +127,6 @@ def main() -> None:
         f"\n{FLAGS.output}: {manifest.num_users:,} users, {manifest.num_items:,} items, "
         f"{manifest.num_events:,} events; split {manifest.split['name']}: {parts}"
     )
-    if others := manifest.split.get("not_positive"):
-        least = "above 0" if FLAGS.positive_from is None else f"from {FLAGS.positive_from:g} on"
-        parts = ", ".join(f"{count:,} {name}" for name, count in others.items())
-        print(f"not positive, as positive labels are {least} (--positive_from): {parts}")
 
 
 class _Progress:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxrec.data.dataset import Dataset, split_alone
 from jaxrec.data.recipe import Options, Recipe
 from jaxrec.data.spool import CHUNK_EVENTS, DTYPES, Column, Log, Spool
+from jaxrec.data.times import MEANING
 from jaxrec.typing import UserError
 
 _MAY_CHANGE = ("valid_from", "test_from")
@@ -20,8 +21,9 @@ def recipe_of(dataset: Dataset, options: Options) -> Recipe:
       UserError: when another option differs from what the dataset was prepared with.
     """
     recipe = Recipe(**dataset.manifest.recipe)
-    for name, value in options.items():
-        before = getattr(recipe, name)
+    wanted = dataclasses.replace(recipe, **options)
+    for name in options:
+        before, value = getattr(recipe, name), getattr(wanted, name)
         if name not in _MAY_CHANGE and value != before:
             raise UserError(
                 f"the dataset was prepared with {name}={before!r}, and events cannot be appended "
@@ -46,11 +48,18 @@ def merge(earlier: Dataset, log: Log, recipe: Recipe, directory: Path | None = N
     Raises:
       UserError: when the log's times are of another kind.
     """
-    if "time" in recipe.columns and log.dates != earlier.manifest.dates:
-        kinds = {True: "dates (or seconds with fractions)", False: "whole numbers"}
+    here, there = log.time_source, earlier.manifest.time_source
+    if here != there:
         raise UserError(
-            f"the times of the log are {kinds[log.dates]} and those of the dataset are "
-            f"{kinds[earlier.manifest.dates]}. Give times of one kind, or prepare all logs again."
+            f"the times of the log are {MEANING[here]} and those of the dataset are "
+            f"{MEANING[there]}. Give times of one kind, or prepare all logs again."
+        )
+    readings = {log.day_first, earlier.manifest.day_first} - {None}
+    if len(readings) > 1:
+        names = {True: "the day", False: "the month"}
+        raise UserError(
+            f"the dates of the log have {names[bool(log.day_first)]} first and those of the "
+            f"dataset have {names[not log.day_first]} first. Write them alike, best as 2024-01-31."
         )
     names = [name for name in DTYPES if name in recipe.columns]
     merged = Spool(directory, {name: DTYPES[name] for name in names})

@@ -21,16 +21,14 @@ from jaxrec.data.dataset import (
     vocabulary_fingerprint,
 )
 from jaxrec.data.histories import Kept
-from jaxrec.data.readers import check_columns, read_table
+from jaxrec.data.metadata import Metadata, Table, join_metadata, join_to_known, read_metadata
 from jaxrec.data.recipe import Recipe
 from jaxrec.data.shards import ArrayWriter
 from jaxrec.data.splits import make_split, positions
-from jaxrec.data.spool import Column
+from jaxrec.data.spool import Column, Log
 from jaxrec.data.store import write_json
-from jaxrec.data.vocabulary import id_texts
+from jaxrec.data.text_files import TextFormat
 from jaxrec.typing import UserError
-
-type Table = str | Path | pd.DataFrame
 
 ARRAYS: dict[str, np.dtype] = {
     "users": np.dtype(np.int32),
@@ -107,12 +105,11 @@ def assemble(
     events: Mapping[str, Column],
     kept: Kept,
     recipe: Recipe,
+    log: Log,
     *,
-    user_ids: pd.Index,
-    item_ids: pd.Index,
-    dates: bool,
     users: Table | None,
     items: Table | None,
+    form: TextFormat | None = None,
     sources: Sequence[dict[str, Any]],
     directory: Path | None = None,
     shard_events: int = SHARD_EVENTS,
@@ -125,9 +122,9 @@ def assemble(
       events: columns as in `jaxrec.data.spool.Log`.
       kept: which of them are left.
       recipe: how to split.
-      user_ids, item_ids: the original ids.
-      dates: whether times are nanoseconds since 1970.
+      log: the ids, and what its times are; its events may be others by now.
       users, items: metadata; see `jaxrec.data.prepare`.
+      form: how text files of metadata are written.
       sources: what the manifest says of the files that the log came from.
       directory: where the files go; None keeps the arrays in memory.
       shard_events: events in a file.
@@ -143,10 +140,15 @@ def assemble(
     """
     known = (None, None) if first is None else (first.users, first.items)
     anew = first is not None and first.anew
-    tables = (
-        _vocabulary(user_ids[kept.users], users, recipe.user_column, known[0], anew=anew),
-        _vocabulary(item_ids[kept.items], items, recipe.item_column, known[1], anew=anew),
-    )
+    tables, notes = [], list[str]()
+    for role, ids, table, before in (
+        ("user", log.users[kept.users], users, known[0]),
+        ("item", log.items[kept.items], items, known[1]),
+    ):
+        metadata = None if table is None else read_metadata(table, role, recipe, form)
+        joined, said = _vocabulary(ids, metadata, role, before, anew=anew)
+        tables.append(joined)
+        notes += said
     times = {name: events[name] for name in ("user", "item", "time") if name in events}
     cuts = None
     if earlier is not None and recipe.split == "temporal" and recipe.valid_from is None:
@@ -154,8 +156,8 @@ def assemble(
     split, options = make_split(
         recipe,
         lambda: (chunk["time"] for chunk in kept.chunks(times)),
-        user_ids,
-        dates=dates,
+        log.users,
+        unit=log.time_unit,
         cuts=cuts,
     )
     names = [name for name in ARRAYS if name != "labels" or "label" in recipe.columns]
@@ -165,6 +167,7 @@ def assemble(
     )
     parts, label_sum = np.zeros(2 * NOT_POSITIVE, np.int64), 0.0
     lengths = np.zeros(len(tables[0]) + 1, np.int64)
+    evaluated = _Evaluated()
     for chunk in kept.chunks(events):
         if "time" not in chunk:
             chunk["time"] = positions(chunk["user"])[0]
@@ -181,6 +184,7 @@ def assemble(
         if "label" in chunk:
             arrays["split"] = arrays["split"] + NOT_POSITIVE * ~chunk["positive"]
         sink.append(arrays)
+        evaluated.add(arrays["users"], arrays["split"])
         parts += np.bincount(arrays["split"], minlength=len(parts))
         lengths += np.bincount(arrays["users"], minlength=len(lengths))
         if "label" in chunk:
@@ -192,6 +196,11 @@ def assemble(
     if any(others.values()):
         options["not_positive"] = others
     offsets = np.concatenate([[0], np.cumsum(lengths)])
+    notes = [*notes, *_others(recipe, others), *evaluated.notes(tables[0]["id"])]
+    report = kept.report.noted(notes)
+    day_first = log.day_first
+    if earlier is not None and day_first is None:
+        day_first = earlier.manifest.day_first
     manifest = Manifest(
         num_users=len(tables[0]),
         num_items=len(tables[1]),
@@ -202,10 +211,12 @@ def assemble(
         user_fingerprint=vocabulary_fingerprint(tables[0]),
         item_fingerprint=vocabulary_fingerprint(tables[1]),
         sources=[*(earlier.manifest.sources if earlier else ()), *sources],
-        report=list(kept.report.rows),
+        report=list(report.rows),
         label_mean=label_sum / int(parts[TRAIN] + parts[TRAIN + NOT_POSITIVE]),
-        recipe=dataclasses.asdict(recipe),
-        dates=dates,
+        recipe=dataclasses.asdict(recipe) | {"missing_words": list(recipe.missing_words)},
+        time_unit=log.time_unit,
+        time_source=log.time_source,
+        day_first=day_first,
         shard_events=shard_events,
         lineage=_lineage(earlier, sources),
     )
@@ -221,12 +232,26 @@ def assemble(
     return dataset
 
 
+def _others(recipe: Recipe, others: dict[str, int]) -> list[str]:
+    if not any(others.values()):
+        return []
+    parts = ", ".join(f"{count:,} for {name}" for name, count in others.items())
+    return [
+        f"{sum(others.values()):,} events are not positive, as their labels are not "
+        f"{_least(recipe)} (positive_from): {parts}; they train labels and are no targets of "
+        "ranking and no history"
+    ]
+
+
+def _least(recipe: Recipe) -> str:
+    return "above 0" if recipe.positive_from is None else f"from {recipe.positive_from:g} on"
+
+
 def _nothing_to_train_on(recipe: Recipe, others: int) -> str:
     if others:
-        least = "above 0" if recipe.positive_from is None else f"from {recipe.positive_from:g} on"
         return (
             f"none of the {others:,} events for training is positive, which are those with labels "
-            f"{least}. Set positive_from to the least label that is."
+            f"{_least(recipe)}. Set positive_from to the least label that is."
         )
     return (
         f"split={recipe.split} leaves no event for training. "
@@ -261,31 +286,55 @@ def _write_rest(dataset: Dataset, offsets: np.ndarray, directory: Path) -> None:
     write_json(directory / "manifest.json", dataclasses.asdict(dataset.manifest))
 
 
+class _Evaluated:
+    """Counts the users who have no target in a part of the split, or no history before it."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._lacking: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def add(self, users: np.ndarray, split: np.ndarray) -> None:
+        """Takes the events of whole users."""
+        if not len(users):
+            return
+        first = int(users[0])  # users ascend
+        has = np.zeros((int(users[-1]) - first + 1, 2 * NOT_POSITIVE), bool)
+        has[users - first, split] = True
+        here = has.any(axis=1)
+        self._users += int(here.sum())
+        for part in ("valid", "test"):
+            place = SPLITS[part]
+            target, history = has[:, place], has[:, :place].any(axis=1)
+            lacks = {"an event in it": here & ~target, "an event before it": target & ~history}
+            for what, who in lacks.items():
+                count, example = self._lacking.get((part, what), (0, 0))
+                if who.any():
+                    example = example or first + int(np.argmax(who))
+                    self._lacking[part, what] = count + int(who.sum()), example
+
+    def notes(self, ids: pd.Series) -> list[str]:
+        """Returns what the report says of the parts in which users are missing."""
+        said = []
+        for part in ("valid", "test"):
+            lacking = {what: n for (name, what), n in self._lacking.items() if name == part}
+            missing = sum(count for count, _ in lacking.values())
+            if missing:
+                why = ", ".join(
+                    f"{count:,} without {what}, such as {ids.iloc[user - 1]!r}"
+                    for what, (count, user) in lacking.items()
+                )
+                left = self._users - missing
+                said.append(f"{part}: {left:,} of {self._users:,} users can be evaluated; {why}")
+        return said
+
+
 def _vocabulary(
-    ids: pd.Index, table: Table | None, key: str, known: pd.DataFrame | None, *, anew: bool
-) -> pd.DataFrame:
-    if known is None or (anew and table is not None):
-        return _with_metadata(ids, table, key)
-    fresh = _with_metadata(ids[len(known) :], table, key)
-    return pd.concat([known, fresh], ignore_index=True) if len(fresh) else known
-
-
-def _with_metadata(ids: pd.Index, table: Table | None, key: str) -> pd.DataFrame:
-    ids = ids.rename("id")
-    if table is None:
-        return ids.to_frame(index=False)
-    known: pd.DataFrame = read_table(table, key) if isinstance(table, str | Path) else table
-    check_columns(known.columns, [key], "the metadata")
-    others = known.drop(columns=key)
-    if "id" in others:
-        raise UserError(
-            "the metadata has a column 'id' beside the id column "
-            f"{key!r}; that name is taken in the vocabulary. Rename it."
-        )
-    keys = pd.Index(id_texts(known[key]))
-    first = ~keys.duplicated() & ~np.asarray(keys.isna())
-    joined = others[first].set_axis(keys[first], axis=0).reindex(ids)
-    return joined.rename(columns=str).reset_index()
+    ids: pd.Index, metadata: Metadata | None, role: str, known: pd.DataFrame | None, *, anew: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    if known is None or (anew and metadata is not None):
+        return join_metadata(ids, metadata, role, ids)
+    fresh, notes = join_metadata(ids[len(known) :], metadata, role, ids)
+    return join_to_known(known, fresh), notes
 
 
 def _hash_table(table: pd.DataFrame) -> str:

@@ -5,30 +5,32 @@ become numbers, and events that lack one of them go. The rules that look at hist
 in `jaxrec.data.histories`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jaxrec.data.dataset import SPLITS
-from jaxrec.data.engines import ROWS_OF_A_FILE, Conversion, Engine
+from jaxrec.data.engines import ROWS_OF_A_FILE, ChunkColumn, Conversion, Engine
 from jaxrec.data.recipe import Recipe
-from jaxrec.data.report import Report
+from jaxrec.data.report import Report, sample
+from jaxrec.data.spelling import REFUSED, RESPELLED, WORD, as_array, id_columns, refused
 from jaxrec.data.spool import DTYPES, Log, Spool
 from jaxrec.data.times import (
     BAD_TIME,
-    Spelling,
-    choose_spelling,
+    UNITS,
+    Reading,
+    choose_reading,
     examine,
-    not_numbers,
-    to_times,
+    time_columns,
 )
-from jaxrec.data.vocabulary import id_texts, vocabulary_order
+from jaxrec.data.vocabulary import vocabulary_order
 from jaxrec.typing import UserError
 
 type Frame = nw.LazyFrame[Any]
@@ -36,7 +38,8 @@ type Frame = nw.LazyFrame[Any]
 _MISSING = ("missing user or item", "missing time", "missing label")
 _KEPT = len(_MISSING)
 _LARGEST_LABEL = float(np.finfo(np.float32).max)
-_TRUTH = {"true": 1, "True": 1, "TRUE": 1, "false": 0, "False": 0, "FALSE": 0}
+_TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
+_NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
 _NO_WORD = nw.col("split") == len(SPLITS)
 _WANTED = {
     "time": "neither a number nor a date between 1678 and 2261",
@@ -54,6 +57,8 @@ def read_log(
     known_users: pd.Index | None = None,
     known_items: pd.Index | None = None,
     paths: Sequence[Path] = (),
+    day_first: bool | None = None,
+    notes: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Log:
     """Types, numbers and sorts the events of a log.
@@ -65,13 +70,16 @@ def read_log(
       directory: where the events go; None keeps them in memory.
       known_users, known_items: vocabularies to extend; ids that are not in them come after them.
       paths: the files that were read, to name the one with a bad value.
+      day_first: how dates such as 05/02/2024 are read in the dataset that this log is added to.
+      notes: what the report says of reading.
       progress: called with what is done, how many events of it and of how many.
 
     Raises:
-      UserError: for a time, label or split word that is none, with its row; for an empty log; when
-        nothing is left.
+      UserError: for an id, time, label or split word that is none, with its row; for an empty log;
+        when nothing is left.
     """
-    typed, dates = _typed(engine, frame, recipe, paths)
+    source = _Source(engine, frame, recipe, paths)
+    typed, reading = _typed(source, day_first)
     fate: Any = nw.lit(_KEPT)
     for rule, role in reversed(list(enumerate(("item", "time", "label")))):
         if role in recipe.columns:
@@ -79,7 +87,10 @@ def read_log(
             absent = absent | nw.col("user").is_null() if role == "item" else absent
             fate = nw.when(absent).then(nw.lit(rule)).otherwise(fate)
     typed = typed.with_columns(fate.alias("fate"))
-    report, users, items = _missing_report(engine, typed, recipe)
+    words, spellings = _marks(source, typed)
+    if reading is not None and reading.note:
+        notes = [*notes, reading.note]
+    report, users, items = _missing_report(source, typed, [*notes, *spellings], words)
     user_table, user_ids = _number(users, "user", known_users)
     item_table, item_ids = _number(items, "item", known_items)
     chosen = [name for name in (*recipe.columns, "row") if name not in ("user", "item")]
@@ -98,60 +109,151 @@ def read_log(
         done += len(chunk["user"])
         if progress is not None:
             progress("sorted", done, total)
-    return Log(events=events, users=user_ids, items=item_ids, dates=dates, report=report)
+    return Log(
+        events=events,
+        users=user_ids,
+        items=item_ids,
+        time_unit="row" if reading is None else reading.unit,
+        time_source="row" if reading is None else reading.source,
+        day_first=None if reading is None else reading.day_first,
+        report=report,
+    )
 
 
-def _typed(
-    engine: Engine, frame: Frame, recipe: Recipe, paths: Sequence[Path]
-) -> tuple[Frame, bool]:
-    """Gives each column its type: ids int64 or text, time int64, label float32, split uint8."""
-    raw, kinds = frame, frame.collect_schema()
-    spelling: Spelling | None = None
+class _Source:
+    """A log as it was read, to look up values and to say where they are."""
+
+    def __init__(self, engine: Engine, raw: Frame, recipe: Recipe, paths: Sequence[Path]) -> None:
+        self.engine, self.raw, self.recipe, self.paths = engine, raw, recipe, paths
+
+    def place(self, row: int) -> str:
+        """Returns words for a row."""
+        file, line = divmod(int(row), ROWS_OF_A_FILE)
+        return f"row {line + 1}" + (f" of {self.paths[file]}" if len(self.paths) > 1 else "")
+
+    def value(self, role: str, row: int) -> Any:
+        """Returns what was read for a role in a row."""
+        found = self.engine.collect(self.raw.filter(nw.col("row") == row).select(role))
+        return found[role].tolist()[0]
+
+    def refuse(self, role: str, row: int) -> UserError:
+        """Returns the one sentence for a value that cannot be."""
+        value, column = self.value(role, row), self.recipe.columns[role]
+        if role in ("user", "item"):
+            error = refused([value])
+            return UserError(
+                f"the {role} column {column!r} in {self.place(row)} (header not counted): {error}"
+            )
+        return UserError(
+            f"the {role} column {column!r} holds {str(value)!r} in {self.place(row)} (header not "
+            f"counted), which is {_WANTED[role]}. Correct that row, or remove it."
+        )
+
+    def first(self, frame: Frame, condition: Any) -> int | None:
+        """Returns the first row where a condition holds."""
+        rows = self.engine.collect(frame.filter(condition).select(nw.col("row").min()))["row"]
+        return None if rows.isna().all() else int(rows.iloc[0])
+
+
+def _typed(source: _Source, day_first: bool | None) -> tuple[Frame, Reading | None]:
+    """Gives each column its type: ids int64 or text, time int64, label float32, split uint8.
+
+    A converted column comes with another, `user_raw` and so on, of what was not taken as it is.
+    """
+    engine, frame, recipe = source.engine, source.raw, source.recipe
+    kinds, words = frame.collect_schema(), frozenset(recipe.missing_words)
+    plain = not any(_is_number(word) for word in words)
     conversions: dict[str, Conversion] = {}
+    reading: Reading | None = None
     for role in ("user", "item"):
-        if not (kinds[role].is_integer() or kinds[role] == nw.String):
-            conversions[role] = Conversion(id_texts, pa.string())
-    bad_numbers = 0
-    if "time" in kinds and not kinds["time"].is_integer():
-        chunks = engine.examine(frame, "time", examine)
-        spelling, bad_numbers = choose_spelling(chunks), sum(c.not_numbers for c in chunks)
-        conversions["time"] = Conversion(partial(to_times, spelling=spelling), pa.int64())
-    if "label" in kinds and not (kinds["label"].is_numeric() or kinds["label"] == nw.Boolean):
-        conversions["label"] = Conversion(_labels, pa.float64())
+        _check_id_kind(role, recipe, kinds[role])
+        if not (kinds[role].is_integer() and plain):
+            conversions[role] = _conversion(role, pa.string(), partial(id_columns, words=words))
+    if "time" in kinds:
+        reading = choose_reading(
+            engine.examine(frame, "time", partial(examine, words=words)),
+            name=recipe.columns["time"],
+            place=source.place,
+            time_unit=recipe.time_unit,
+            day_first=recipe.day_first,
+            before=day_first,
+        )
+        if not (kinds["time"].is_signed_integer() and plain and reading.source in UNITS):
+            function = partial(time_columns, reading=reading, words=words)
+            conversions["time"] = _conversion("time", pa.int64(), function)
+    if "label" in kinds and not (_is_numeric(kinds["label"]) and plain):
+        function = partial(_label_columns, words=words)
+        conversions["label"] = _conversion("label", pa.float64(), function)
     if "split" in kinds and kinds["split"] != nw.String:
-        conversions["split"] = Conversion(_words, pa.string())
+        conversions["split"] = Conversion(_words, {"split": pa.string()})
     if conversions:
         frame = engine.convert(frame, conversions)
-        kinds = frame.collect_schema()
-    frame = frame.with_columns(*(_typed_column(role, kinds[role]) for role in recipe.columns))
-    blame = partial(_refuse, engine, raw, recipe, paths)
-    if spelling is not None:
-        bad = engine.collect(
-            frame.filter(nw.col("time") == BAD_TIME).select(
-                nw.len().alias("count"), nw.col("row").min()
-            )
-        ).iloc[0]
-        if bad["count"]:
-            if spelling == "dates" and bad["count"] >= bad_numbers > 0:
-                marked = engine.convert(raw, {"time": Conversion(not_numbers, pa.bool_())})
-                bad = engine.collect(marked.filter("time").select(nw.col("row").min())).iloc[0]
-            blame("time", int(bad["row"]))
-    for role, is_bad in (("label", nw.col("label").abs() > _LARGEST_LABEL), ("split", _NO_WORD)):
-        if role in kinds and not kinds[role].is_integer():
-            first = engine.collect(frame.filter(is_bad).select(nw.col("row").min()))["row"].dropna()
-            if len(first):
-                blame(role, int(first.iloc[0]))
+    for role in ("user", "item"):
+        if role in conversions:
+            row = source.first(frame, nw.col(f"{role}_raw") == REFUSED)
+            if row is not None:
+                raise source.refuse(role, row)
+    kinds = frame.collect_schema()
+    scale = "time" in kinds and "time" not in conversions and reading is not None
+    typed = [
+        _scaled_time(reading) if scale and role == "time" else _typed_column(role, kinds[role])
+        for role in recipe.columns
+    ]
+    frame = frame.with_columns(*typed)
+    checks = {"time": nw.col("time") == BAD_TIME, "split": _NO_WORD}
+    checks["label"] = nw.col("label").abs() > _LARGEST_LABEL
+    for role, is_bad in checks.items():
+        if role in kinds and not (role == "label" and kinds[role].is_integer()):
+            row = source.first(frame, is_bad)
+            if row is not None:
+                raise source.refuse(role, row)
     if "label" in kinds:
         frame = frame.with_columns(nw.col("label").cast(nw.Float32))
-    return frame, spelling in ("dates", "seconds")
+    return frame, reading
+
+
+def _conversion(role: str, kind: pa.DataType, function: Callable[..., Any]) -> Conversion:
+    return Conversion(function, {role: kind, f"{role}_raw": pa.string()})
+
+
+def _check_id_kind(role: str, recipe: Recipe, kind: nw.dtypes.DType) -> None:
+    if kind == nw.Boolean or kind.is_temporal() or kind.is_nested():
+        raise UserError(
+            f"the {role} column {recipe.columns[role]!r} holds values of the type {kind}, and an "
+            "id is a text or a whole number. Name another column, or convert it."
+        )
+
+
+def _is_numeric(kind: nw.dtypes.DType) -> bool:
+    return kind.is_integer() or kind.is_float() or kind.is_decimal() or kind == nw.Boolean
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return word.lower() not in ("nan", "inf", "infinity")
+
+
+def _scaled_time(reading: Reading | None) -> nw.Expr:
+    """Returns integers in nanoseconds, `BAD_TIME` where they have none."""
+    assert reading is not None
+    time, factor = nw.col("time").cast(nw.Int64), UNITS[reading.source][1]
+    if factor == 1:
+        return time
+    largest = (2**63 - 1) // factor
+    fits = (time <= largest) & (time >= -largest)
+    # What does not fit is 0 before it is multiplied: an engine may compute both branches.
+    scaled = nw.when(fits).then(time).otherwise(nw.lit(0)) * nw.lit(factor)
+    scaled = nw.when(fits).then(scaled).otherwise(nw.lit(BAD_TIME, nw.Int64))
+    return nw.when(~time.is_null()).then(scaled).cast(nw.Int64).alias("time")
 
 
 def _typed_column(role: str, kind: nw.dtypes.DType) -> nw.Expr:
     column = nw.col(role)
     if role in ("user", "item"):
-        if kind == nw.UInt64:
-            return column.cast(nw.String)
-        return column.cast(nw.Int64) if kind.is_integer() else nw.when(column != "").then(column)
+        return column.cast(nw.Int64 if kind.is_integer() and kind != nw.UInt64 else nw.String)
     if role == "time":
         return column.cast(nw.Int64)
     if role == "label":
@@ -164,48 +266,97 @@ def _typed_column(role: str, kind: nw.dtypes.DType) -> nw.Expr:
     return code.cast(nw.Int32).alias("split")
 
 
-def _labels(values: pd.Series) -> pd.Series:
-    """Reads numbers in a column of texts; what is none becomes infinite."""
-    read = pd.to_numeric(values.astype(object).replace(_TRUTH), errors="coerce")
-    numbers = read.astype("Float64").to_numpy(np.float64, na_value=np.nan)
-    return pd.Series(np.where(np.isnan(numbers) & values.notna(), np.inf, numbers))
+def _label_columns(values: ChunkColumn, words: Collection[str]) -> tuple[pa.Array, pa.Array]:
+    """Reads numbers; what is none becomes infinite. The second column has the missing words."""
+    array = as_array(values)
+    if array is None or not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
+        found = list(values) if array is None else array.to_pylist()
+        known = {value: _label_text(value) for value in found if isinstance(value, str)}
+        texts = [known[v] if isinstance(v, str) else _label_text(v) for v in found]
+        array = pa.array(texts, pa.string())
+        good = pc.match_substring_regex(array, _NUMBER)
+        numbers = pc.if_else(good, array, None).cast(pa.float64())
+        numbers = pc.if_else(pc.or_(good, array.is_null()), numbers, float("inf"))
+    else:
+        numbers = array.cast(pa.float64(), safe=False)
+        array = array.cast(pa.string())
+    nothing = array.is_null()
+    spelled = {word: word for word in words if not _is_number(word)}
+    marked = pc.is_in(array, pa.array(sorted(spelled), pa.string()))
+    for word in words - spelled.keys():
+        marked = pc.or_(marked, pc.equal(numbers, float(word)).fill_null(False))
+    raw = pc.if_else(marked, pc.binary_join_element_wise(WORD, array, ""), None)
+    return pc.if_else(pc.or_(nothing, marked), None, numbers), raw
 
 
-def _words(values: pd.Series) -> pd.Series:
-    return values.astype("str")
+def _label_text(value: Any) -> str | None:
+    if value is None or value != value or value is pd.NA:
+        return None
+    text = str(value).strip()
+    return _TRUTH.get(text, text) or None
 
 
-def _refuse(
-    engine: Engine, raw: Frame, recipe: Recipe, paths: Sequence[Path], role: str, row: int
-) -> NoReturn:
-    value = engine.collect(raw.filter(nw.col("row") == row).select(role)).iloc[0, 0]
-    file, line = divmod(row, ROWS_OF_A_FILE)
-    of = f" of {paths[file]}" if len(paths) > 1 else ""
-    raise UserError(
-        f"the {role} column {recipe.columns[role]!r} holds {str(value)!r} in row {line + 1}{of} "
-        f"(header not counted), which is {_WANTED[role]}. Correct that row, or remove it."
-    )
+def _words(values: ChunkColumn) -> tuple[pa.Array]:
+    found = values.to_pylist() if isinstance(values, pa.Array) else list(values)
+    return (pa.array([None if v is None else str(v) for v in found], pa.string()),)
 
 
-def _missing_report(engine: Engine, typed: Frame, recipe: Recipe) -> tuple[Report, Any, Any]:
+def _marks(source: _Source, typed: Frame) -> tuple[list[str], list[str]]:
+    """Returns what the report says of missing words, and of ids in other spellings."""
+    words, spellings = [], []
+    present = typed.collect_schema().names()
+    for role, column in source.recipe.columns.items():
+        raw = f"{role}_raw"
+        if raw not in present:
+            continue
+        marked = typed.filter(~nw.col(raw).is_null())
+        kinds = marked.with_columns(nw.col(raw).str.slice(0, 1).alias("mark")).group_by("mark")
+        found = source.engine.collect(kinds.agg(nw.len().alias("count"), nw.col("row").min()))
+        by_mark = {row["mark"]: row for _, row in found.iterrows()}
+        if WORD in by_mark:
+            only = marked.filter(nw.col(raw).str.starts_with(WORD)).group_by(raw)
+            counts = source.engine.collect(only.agg(nw.len().alias("count")))
+            pairs = sorted(zip(counts[raw].str[1:], counts["count"], strict=True))
+            listed = sample([f"{word!r} {count:,} times" for word, count in pairs])
+            words.append(f"taken for missing in {column!r}: {listed}")
+        if RESPELLED in by_mark:
+            count, row = int(by_mark[RESPELLED]["count"]), int(by_mark[RESPELLED]["row"])
+            one = typed.filter(nw.col("row") == row).select(role, raw)
+            other = source.engine.collect(one).iloc[0]
+            spellings.append(
+                f"{column!r}: {count:,} values are other spellings of an id, such as "
+                f"{other[raw][1:]!r} of {other[role]!r} in {source.place(row)}"
+            )
+    return words, spellings
+
+
+def _missing_report(
+    source: _Source, typed: Frame, notes: Sequence[str], words: Sequence[str]
+) -> tuple[Report, Any, Any]:
     """Counts what each rule for missing values leaves; returns the ids with the best fate too."""
-    counts = engine.collect(typed.group_by("fate").agg(nw.len().alias("count")))
+    engine, recipe = source.engine, source.recipe
+    by_fate = typed.group_by("fate").agg(nw.len().alias("count"), nw.col("row").min())
+    counts = engine.collect(by_fate)
     if counts.empty:
         raise UserError("the log has no rows. Give at least one event.")
     dropped = np.bincount(counts["fate"], counts["count"], minlength=_KEPT + 1).astype(np.int64)
+    first = dict(zip(counts["fate"], counts["row"], strict=True))
     users, items = (
         engine.collect(
             typed.filter(~nw.col(role).is_null()).group_by(role).agg(nw.col("fate").max())
         )
         for role in ("user", "item")
     )
-    report = Report().note("read", int(dropped.sum()), len(users), len(items))
+    report = Report().note("read", int(dropped.sum()), len(users), len(items), notes=notes)
     left = int(dropped.sum())
     for fate, (rule, role) in enumerate(zip(_MISSING, ("user", "time", "label"), strict=True)):
         if role in recipe.columns:
             left -= int(dropped[fate])
             ids = (int((table["fate"] > fate).sum()) for table in (users, items))
-            report = report.note(rule, left, *ids)
+            said = []
+            if dropped[fate]:
+                said = [f"{rule}: {dropped[fate]:,} rows, the first is {source.place(first[fate])}"]
+            report = report.note(rule, left, *ids, notes=[*said, *(words if fate == 0 else ())])
     return report, users, items
 
 

@@ -4,7 +4,7 @@ A dataset directory holds
   manifest.json        counts, column roles, split, fingerprints, source checksums, what was dropped
   users.npy            (num_events,) int32 user index of each event, ascending
   items.npy            (num_events,) int32 item index, in time order inside a user
-  times.npy            (num_events,) int64, UTC nanoseconds or the log's own counter
+  times.npy            (num_events,) int64, in the manifest's `time_unit`
   labels.npy           (num_events,) float32, only when the log has labels
   split.npy            (num_events,) uint8: TRAIN, VALID or TEST; NOT_POSITIVE more for events that
                        are no target of ranking, no history and no popularity, as their label says
@@ -27,9 +27,10 @@ import pandas as pd
 
 from jaxrec.data.shards import ShardedArray, num_shards, shard_names
 from jaxrec.data.spool import CHUNK_EVENTS
+from jaxrec.ids import id_text
 from jaxrec.typing import UserError
 
-FORMAT = 2
+FORMAT = 3
 SHARD_EVENTS = 1 << 26
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
@@ -55,7 +56,11 @@ class Manifest:
       report: what cleaning dropped and why, one row a rule.
       label_mean: mean label of the training events; 0 without labels.
       recipe: the fields of `Recipe` that the data set was prepared with.
-      dates: whether times are nanoseconds since 1970; otherwise they are the log's own numbers.
+      time_unit: what times count: "ns", nanoseconds since 1970 (UTC); "counter", whole numbers of
+        the log's own; "row", positions in a user's history, as rows were in time order.
+      time_source: what the log held: "s", "ms", "us" or "ns" since 1970, "dates", "counter" or
+        "row". Appended events have the same.
+      day_first: how dates such as 28/01/2024 were read; None when there were none.
       shard_events: events in each file of an array but the last.
       lineage: for each time that events were appended: the fingerprint of the data set before
         (`parent`), its events, and the sources of those that were appended.
@@ -73,10 +78,25 @@ class Manifest:
     report: list[dict[str, Any]]
     label_mean: float = 0.0
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
-    dates: bool = False
+    time_unit: str = "row"
+    time_source: str = "row"
+    day_first: bool | None = None
     shard_events: int = SHARD_EVENTS
     lineage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     format: int = FORMAT
+
+    def unix_seconds(self, times: np.ndarray) -> np.ndarray:
+        """Returns times of this data set as seconds since 1970, to compare with a clock.
+
+        Args:
+          times: (N,) int64, such as `Dataset.times`.
+
+        Returns:
+          (N,) float64: seconds since 1970 for the unit "ns". The other units say nothing of a
+          clock; their numbers stay as they are.
+        """
+        seconds = np.asarray(times, np.float64)
+        return seconds / 1e9 if self.time_unit == "ns" else seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +169,13 @@ class Dataset:
 
     def item_names(self, indices: np.ndarray) -> list[str]:
         """Returns what to call items in front of people: the title, or the id without one."""
-        column = "title" if "title" in self.item_vocabulary else "id"
-        return self.item_vocabulary[column].iloc[np.asarray(indices) - 1].astype(str).tolist()
+        rows = self.item_vocabulary.iloc[np.asarray(indices) - 1]
+        ids = rows["id"].tolist()
+        titles = rows["title"].tolist() if "title" in rows else ids
+        return [
+            str(name if isinstance(title, float) and title != title or title is pd.NA else title)
+            for name, title in zip(ids, titles, strict=True)
+        ]
 
 
 def split_alone(split: np.ndarray) -> np.ndarray:
@@ -245,7 +270,7 @@ def vocabulary_fingerprint(vocabulary: pd.DataFrame) -> str:
 
 
 def _lookup(vocabulary: pd.DataFrame, original: object, what: str) -> int:
-    rows = np.flatnonzero((vocabulary["id"] == str(original)).to_numpy())
+    rows = np.flatnonzero((vocabulary["id"] == id_text(original)).to_numpy())
     if not len(rows):
         raise UserError(
             f"{what} {original!r} is not in the vocabulary of {len(vocabulary):,} {what}s that the "

@@ -16,7 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json
 
-from jaxrec.data.readers import find_files, header, read
+from jaxrec.data.files import find_files
+from jaxrec.data.readers import header, read
 from jaxrec.data.recipe import choose
 from jaxrec.data.transfer import download
 from jaxrec.typing import UserError

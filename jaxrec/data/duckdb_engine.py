@@ -16,13 +16,13 @@ import pyarrow as pa
 
 from jaxrec.data.engines import (
     ROWS_OF_A_FILE,
+    ChunkColumn,
     Conversion,
     convert_batch,
     to_arrays,
     to_frame,
-    to_series,
 )
-from jaxrec.data.readers import is_parquet, read_batches
+from jaxrec.data.readers import File, ParquetFile, common_types
 from jaxrec.typing import UserError
 
 _BATCH = 1 << 18
@@ -64,20 +64,19 @@ class DuckDBEngine:
         self._writing = connection.cursor()  # a query ends the results of its own cursor
         self._names = (f"kept_{number}" for number in count())
 
-    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> nw.LazyFrame[Any]:
-        if all(is_parquet(path) for path in paths):
-            return nw.from_native(self._reading.sql(_select_parquet(paths, columns)))
-        table = self._create(pa.schema([*((role, pa.string()) for role in columns), _ROW]))
-        for number, path in enumerate(paths):
+    def scan(self, files: Sequence[File], columns: Mapping[str, str]) -> nw.LazyFrame[Any]:
+        if all(_is_native(file, columns) for file in files):
+            return nw.from_native(self._reading.sql(_select_parquet(files, columns)))
+        kinds = common_types(files, columns)
+        table = self._create(pa.schema([*kinds.items(), _ROW]))
+        for number, file in enumerate(files):
             first = number * ROWS_OF_A_FILE
-            if is_parquet(path):
-                selected = _select_parquet([path], columns, first=first)
-                self._writing.execute(f"INSERT INTO {table} BY NAME {selected}")
-                continue
-            for batch in read_batches(path, list(columns.values())):
+            for batch in file.batches(list(columns.values())):
                 rows = pa.array(first + np.arange(len(batch)))
-                arrays = [*(batch.column(column) for column in columns.values()), rows]
-                self._insert(table, pa.RecordBatch.from_arrays(arrays, names=[*columns, "row"]))
+                pairs = zip(batch.columns, kinds.values(), strict=True)
+                arrays = [values.cast(kind) for values, kind in pairs]
+                names = [*columns, "row"]
+                self._insert(table, pa.RecordBatch.from_arrays([*arrays, rows], names=names))
                 first += len(batch)
         return self._frame(table)
 
@@ -91,18 +90,22 @@ class DuckDBEngine:
         self, frame: nw.LazyFrame[Any], conversions: Mapping[str, Conversion]
     ) -> nw.LazyFrame[Any]:
         reader = frame.to_native().to_arrow_reader(_BATCH)
-        kinds = {name: conversion.type for name, conversion in conversions.items()}
-        fields = [(field.name, kinds.get(field.name, field.type)) for field in reader.schema]
-        table = self._create(pa.schema(fields))
+        kinds = {field.name: field.type for field in reader.schema}
+        for conversion in conversions.values():
+            kinds |= conversion.outputs
+        table = self._create(pa.schema(list(kinds.items())))
         for batch in reader:
             self._insert(table, convert_batch(batch, conversions))
         return self._frame(table)
 
     def examine[T](
-        self, frame: nw.LazyFrame[Any], column: str, function: Callable[[pd.Series], T]
+        self,
+        frame: nw.LazyFrame[Any],
+        column: str,
+        function: Callable[[ChunkColumn, np.ndarray], T],
     ) -> list[T]:
-        reader = frame.select(column).to_native().to_arrow_reader(_BATCH)
-        return [function(to_series(batch.column(0))) for batch in reader]
+        reader = frame.select(column, "row").to_native().to_arrow_reader(_BATCH)
+        return [function(batch.column(0), batch.column(1).to_numpy()) for batch in reader]
 
     def collect(self, frame: nw.LazyFrame[Any]) -> pd.DataFrame:
         return to_frame(frame.to_native().to_arrow_table())
@@ -127,11 +130,41 @@ class DuckDBEngine:
         return nw.from_native(self._reading.table(table))
 
 
-def _select_parquet(paths: Sequence[Path], columns: Mapping[str, str], first: int = 0) -> str:
+def _select_parquet(files: Sequence[File], columns: Mapping[str, str]) -> str:
     chosen = ", ".join(f"{_identifier(column)} AS {role}" for role, column in columns.items())
-    files = ", ".join(_literal(path) for path in paths)
-    row = f"file_index::BIGINT * {ROWS_OF_A_FILE} + file_row_number + {first}"
-    return f"SELECT {chosen}, {row} AS row FROM read_parquet([{files}], union_by_name=true)"
+    paths = ", ".join(_literal(_no_glob(file.path)) for file in files)
+    row = f"file_index::BIGINT * {ROWS_OF_A_FILE} + file_row_number"
+    read = f"read_parquet([{paths}], union_by_name=true, hive_partitioning=false)"
+    return f"SELECT {chosen}, {row} AS row FROM {read}"
+
+
+def _is_native(file: File, columns: Mapping[str, str]) -> bool:
+    """Whether DuckDB reads the columns of a file itself, and as Arrow does.
+
+    Its names have no case, and some types, such as UUID, are others to it.
+    """
+    if not isinstance(file, ParquetFile) or "\\" in str(file.path):
+        return False
+    names = [name.casefold() for name in file.names]
+    taken = {"file_index", "file_row_number", "filename"}
+    return all(
+        names.count(name.casefold()) == 1
+        and name.casefold() not in taken
+        and _is_simple(file.type_of(name))
+        for name in columns.values()
+    ) and not taken & set(names)
+
+
+def _is_simple(kind: pa.DataType) -> bool:
+    return (
+        (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind))
+        and kind != pa.float16()
+    ) or pa.types.is_timestamp(kind)
+
+
+def _no_glob(path: Path) -> str:
+    """Returns a path of which no character is a pattern."""
+    return re.sub(r"([\[*?])", r"[\1]", str(path.resolve()))
 
 
 def _translated(error: Exception, memory_limit: str | None) -> Exception:

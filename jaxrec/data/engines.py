@@ -2,7 +2,7 @@
 
 The rules are written once, for Narwhals frames. An engine gives what lies at both ends: reading
 files into a frame with the source order as a column, Python functions over chunks of a column, and
-the sorted result in chunks.
+the sorted result in chunks. What a file holds is said by one reader, `jaxrec.data.readers`.
 """
 
 import importlib
@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from jaxrec.data.readers import read
+from jaxrec.data.readers import File, common_types, read_arrow
 from jaxrec.data.recipe import choose
 from jaxrec.typing import UserError
 
 if TYPE_CHECKING:
     import narwhals as nw
+
+type ChunkColumn = pd.Series | pa.Array
 
 ENGINES = ("pandas", "duckdb", "spark")
 ROWS_OF_A_FILE = 1 << 40  # row = file number * this + row in the file
@@ -31,16 +33,21 @@ _EXACT = {
 
 
 class Conversion(NamedTuple):
-    """A pure function of one column, applied chunk by chunk, and the type of what it returns."""
+    """A pure function of one column, applied chunk by chunk.
 
-    function: Callable[[pd.Series], pd.Series]
-    type: pa.DataType
+    Attributes:
+      function: from a column to as many columns as there are outputs.
+      outputs: the names and types of these; they may replace columns that are there.
+    """
+
+    function: Callable[[ChunkColumn], tuple[pa.Array, ...]]
+    outputs: dict[str, pa.DataType]
 
 
 class Engine(Protocol):
     """What the preparation asks of an engine. Frames are lazy where the engine is."""
 
-    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
+    def scan(self, files: Sequence[File], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
         """Reads columns, named by role, and adds `row`: the source order of each event."""
 
     def table(self, frame: pd.DataFrame) -> "nw.LazyFrame[Any]":
@@ -49,12 +56,15 @@ class Engine(Protocol):
     def convert(
         self, frame: "nw.LazyFrame[Any]", conversions: Mapping[str, Conversion]
     ) -> "nw.LazyFrame[Any]":
-        """Replaces columns by functions of them, once: the result is kept."""
+        """Adds or replaces columns by functions of columns, once: the result is kept."""
 
     def examine[T](
-        self, frame: "nw.LazyFrame[Any]", column: str, function: Callable[[pd.Series], T]
+        self,
+        frame: "nw.LazyFrame[Any]",
+        column: str,
+        function: Callable[[ChunkColumn, np.ndarray], T],
     ) -> list[T]:
-        """Returns a function's value for each chunk of a column."""
+        """Returns a function's value for each chunk of a column and of the column `row`."""
 
     def collect(self, frame: "nw.LazyFrame[Any]") -> pd.DataFrame:
         """Brings a small result into memory."""
@@ -66,8 +76,10 @@ class Engine(Protocol):
 class PandasEngine:
     """Everything in memory, in frames of pandas."""
 
-    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
-        parts = [read(path, list(columns.values())) for path in paths]
+    def scan(self, files: Sequence[File], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
+        names = list(columns.values())
+        kinds = list(common_types(files, columns).values())
+        parts = [to_frame(read_arrow(file, names, kinds)) for file in files]
         frame = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
         rows = [i * ROWS_OF_A_FILE + np.arange(len(part)) for i, part in enumerate(parts)]
         return self._lazy(frame, columns, np.concatenate(rows))
@@ -85,13 +97,21 @@ class PandasEngine:
         self, frame: "nw.LazyFrame[Any]", conversions: Mapping[str, Conversion]
     ) -> "nw.LazyFrame[Any]":
         native = self.collect(frame)
-        changed = {name: c.function(native[name]) for name, c in conversions.items()}
+        changed = {}
+        for name, conversion in conversions.items():
+            found = conversion.function(native[name])
+            for output, values in zip(conversion.outputs, found, strict=True):
+                changed[output] = to_series(values).set_axis(native.index)
         return self.table(native.assign(**changed))
 
     def examine[T](
-        self, frame: "nw.LazyFrame[Any]", column: str, function: Callable[[pd.Series], T]
+        self,
+        frame: "nw.LazyFrame[Any]",
+        column: str,
+        function: Callable[[ChunkColumn, np.ndarray], T],
     ) -> list[T]:
-        return [function(self.collect(frame.select(column))[column])]
+        native = self.collect(frame.select(column, "row"))
+        return [function(native[column], native["row"].to_numpy())]
 
     def collect(self, frame: "nw.LazyFrame[Any]") -> pd.DataFrame:
         return frame.collect().to_pandas()
@@ -141,14 +161,12 @@ def open_engine(
 
 def convert_batch(batch: pa.RecordBatch, conversions: Mapping[str, Conversion]) -> pa.RecordBatch:
     """Applies conversions to a batch of Arrow; other columns pass untouched."""
-    columns = []
-    for name in batch.schema.names:
-        column = batch.column(name)
-        if name in conversions:
-            function, kind = conversions[name]
-            column = pa.Array.from_pandas(function(to_series(column)), type=kind)
-        columns.append(column)
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name, conversion in conversions.items():
+        found = conversion.function(batch.column(name))
+        columns |= dict(zip(conversion.outputs, found, strict=True))
+    fields = [(name, column.type) for name, column in columns.items()]
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields))
 
 
 def to_series(column: pa.Array) -> pd.Series:

@@ -50,8 +50,8 @@ def apply_rules(
     recipe: Recipe,
     report: Report,
     *,
-    num_users: int,
-    num_items: int,
+    user_ids: pd.Index,
+    item_ids: pd.Index,
     directory: Path | None = None,
     old_users: int = 0,
     old_items: int = 0,
@@ -62,30 +62,40 @@ def apply_rules(
       events: columns as in `jaxrec.data.spool.Log`.
       recipe: which rules.
       report: goes on from here.
-      num_users, num_items: sizes of the vocabularies.
+      user_ids, item_ids: the vocabularies.
       directory: where the marks go; None keeps them in memory.
       old_users, old_items: the first so many users and items are never dropped.
 
     Raises:
       UserError: when a rule drops the last event.
     """
+    num_users, num_items = len(user_ids), len(item_ids)
     rules = _rules(recipe, num_items)
+    examples: dict[str, str] = {}
     marks = Spool(directory, {"marks": np.bool_})
     counts = [_Counts(num_users, num_items) for _ in range(max(1, len(rules)))]
     for where in whole_users(events["user"]):
         chunk = read_chunk(events, where)
         left = np.arange(len(chunk["user"]))
-        for rule, count in zip(rules.values() or (_everything,), counts, strict=True):
-            left = left[rule({name: values[left] for name, values in chunk.items()})]
+        passes = rules.items() or (("", _everything),)
+        for (name, rule), count in zip(passes, counts, strict=True):
+            good = rule({name: values[left] for name, values in chunk.items()})
+            if name not in examples and not good.all():
+                event = left[int(np.argmin(good))]
+                ids = user_ids[chunk["user"][event]], item_ids[chunk["item"][event]]
+                examples[name] = f"{name}: dropped are such as user {ids[0]!r}, item {ids[1]!r}"
+            left = left[good]
             count.add(chunk["user"][left], chunk["item"][left])
         mark = np.zeros(len(chunk["user"]), bool)
         mark[left] = True
         marks.append({"marks": mark})
     for name, count in zip(rules, counts, strict=False):
-        report = report.note(name, *count.totals())
+        notes = [examples[name]] if name in examples else []
+        report = report.note(name, *count.totals(), notes=notes)
     last, column = counts[-1], marks.columns["marks"]
     if max(recipe.min_user_events, recipe.min_item_events) > 1:
-        report = _core(events, column, last, recipe, report, old_users, old_items)
+        names = (user_ids, item_ids)
+        report = _core(events, column, last, recipe, report, old_users, old_items, names)
     return Kept(
         marks=column,
         users=(last.users > 0) | (np.arange(num_users) < old_users),
@@ -159,6 +169,7 @@ def _core(
     report: Report,
     old_users: int,
     old_items: int,
+    names: tuple[pd.Index, pd.Index],
 ) -> Report:
     """Drops users and items with too few events until none is left to drop.
 
@@ -170,6 +181,7 @@ def _core(
         ("item", "user", counts.items, counts.users, recipe.min_item_events, old_items),
     )
     gone = {"user": counts.users == 0, "item": counts.items == 0}
+    before = {role: absent.copy() for role, absent in gone.items()}
     blame, quiet, turn = "", 0, 0
     while quiet < 2:
         role, other, own, others, least, old = sides[turn % 2]
@@ -185,7 +197,12 @@ def _core(
             others[gone[other]] = 0
     least_user, least_item = recipe.min_user_events, recipe.min_item_events
     rule = f"k-core (min_user_events={least_user}, min_item_events={least_item})"
-    return report.note(rule, *counts.totals(), blame=blame)
+    notes = []
+    for role, ids in zip(("user", "item"), names, strict=True):
+        dropped = np.flatnonzero(gone[role] & ~before[role])
+        if len(dropped):
+            notes.append(f"{rule}: {len(dropped):,} {role}s go, such as {ids[dropped[0]]!r}")
+    return report.note(rule, *counts.totals(), blame=blame, notes=notes)
 
 
 def _events_of(

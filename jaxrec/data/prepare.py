@@ -9,17 +9,21 @@ from typing import Any, Unpack
 import pandas as pd
 
 from jaxrec.data.append import merge, recipe_of
-from jaxrec.data.assemble import First, Table, assemble
+from jaxrec.data.assemble import First, assemble
 from jaxrec.data.dataset import SHARD_EVENTS, Dataset, open_dataset
 from jaxrec.data.downloads import NAMES, default_directory, fetch
 from jaxrec.data.engines import PandasEngine, open_engine
+from jaxrec.data.files import find_all, find_files
 from jaxrec.data.histories import apply_rules
-from jaxrec.data.readers import check_columns, check_files, find_files
+from jaxrec.data.metadata import Table
+from jaxrec.data.readers import check_columns, check_files
 from jaxrec.data.recipe import Options, Recipe
 from jaxrec.data.replay import TRAINING_EVENTS
+from jaxrec.data.roles import check_no_times, note_unused, unused_columns
 from jaxrec.data.spool import Log
 from jaxrec.data.store import appearing, check_output
 from jaxrec.data.synthetic import synthetic
+from jaxrec.data.text_files import TextFormat
 from jaxrec.data.vocabulary import read_vocabularies
 from jaxrec.typing import UserError
 
@@ -39,8 +43,8 @@ def build(
     Args:
       frame: the log, one event a row.
       items, users: metadata, a file or a frame with the id column of the log. Its other columns
-        are joined to the vocabulary; an id without a row gets nulls, and of several rows of one id
-        the first counts.
+        are joined to the vocabulary; an id without a row gets nulls. Rows that say different things
+        of one id are refused, unless `metadata_duplicates="first"`.
       **options: fields of `Recipe`: columns, cleaning rules and the split.
 
     Returns:
@@ -49,8 +53,8 @@ def build(
     Raises:
       UserError: for a log, an option or metadata that does not fit.
     """
-    given = _Given(log=frame, items=items, users=users, sources=[])
     recipe = Recipe(**options)
+    given = _checked(_Given(log=frame, items=items, users=users), recipe, list(frame.columns))
     return _make(_read(given, recipe, _Means()), given, recipe, _Means())
 
 
@@ -68,15 +72,20 @@ def prepare(
     overwrite: bool = False,
     local: str | Path | None = None,
     downloads: str | Path | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
+    quoting: str | None = None,
+    column_names: Sequence[str] | None = None,
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> Dataset:
     """Makes a dataset of a log and writes it to a directory.
 
     Args:
-      source: files, globs or directories of CSV, TSV or Parquet; a data frame; "synthetic"; or the
-        name of a public data set, one of `jaxrec.data.downloads.NAMES`. For names, times, labels
-        and metadata are known, and columns have the default names.
+      source: files, globs or directories of CSV, TSV, RecBole's atomic files or Parquet; a data
+        frame; "synthetic"; or the name of a public data set, one of
+        `jaxrec.data.downloads.NAMES`. For names, times, labels and metadata are known, and columns
+        have the default names.
       output: the directory to make. It appears whole or not at all.
       items, users: metadata, as for `build`.
       engine: what carries files: "duckdb", "pandas" or "spark". Frames and names are carried by
@@ -93,6 +102,9 @@ def prepare(
       overwrite: replace a dataset that is there already.
       local: for a named source, a copy of its archive, instead of the network.
       downloads: where named sources are kept; None means the user's cache directory.
+      separator, encoding, quoting, column_names: how text files are written; see
+        `jaxrec.data.text_files.TextFormat`. Names of columns are those of the log; metadata has a
+        header.
       progress: called with what is done, how many events of it and of how many.
       **options: fields of `Recipe`: columns, cleaning rules and the split.
 
@@ -115,6 +127,13 @@ def prepare(
     earlier = open_dataset(path) if append else None
     first = _first(earlier, vocabulary)
     name = _named(source)
+    form = TextFormat(
+        separator=separator, encoding=encoding, quoting=quoting, column_names=column_names
+    )
+    if not form.is_usual and (name or isinstance(source, pd.DataFrame)):
+        raise UserError(
+            "separator, encoding, quoting and column_names are for text files. Leave them out."
+        )
     if memory_limit is not None and (name or isinstance(source, pd.DataFrame)):
         raise UserError(
             f"memory_limit={memory_limit} is for files that DuckDB reads; frames and named data "
@@ -126,16 +145,22 @@ def prepare(
     if name is not None and not append:
         options = {"time_column": "timestamp", "label_column": "rating", **options}
     recipe = Recipe(**options) if earlier is None else recipe_of(earlier, options)
-    given = _Given(log=source, items=items, users=users, sources=[])
+    given = _Given(log=source, items=items, users=users, form=form)
     if name is not None:  # mistakes were said before a long download
         given = _fetched(name, given, recipe, local, downloads)
         if recipe.label_column not in given.log and not (asked or append):
             recipe = dataclasses.replace(recipe, label_column=None)
     elif not isinstance(source, pd.DataFrame):
-        paths = find_files(source)
-        check_files(paths, recipe.columns)
-        given = dataclasses.replace(given, log=paths)
-    given.sources.extend(_describe(file) for file in _files(given))
+        paths, skipped = find_all(source)
+        files = check_files(paths, recipe.columns, form)
+        notes = [file.note for file in files if file.note]
+        if skipped:
+            notes.append(f"files passed over, {len(skipped)}: such as {skipped[0]}")
+        given = dataclasses.replace(given, log=files, notes=notes)
+    log = given.log
+    names = list(log.columns) if isinstance(log, pd.DataFrame) else list(log[0].names)
+    given = _checked(given, recipe, names)
+    given.sources.extend(_describe(path) for path in _paths(given))
     size = earlier.manifest.shard_events if earlier else SHARD_EVENTS
     with appearing(path) as (new, work):
         means = _Means(
@@ -146,8 +171,8 @@ def prepare(
             shard_events=shard_events or size,
             progress=progress,
         )
-        log = _read(given, recipe, means, first)
-        _make(log, given, recipe, means, earlier, first)
+        made = _read(given, recipe, means, first, earlier)
+        _make(made, given, recipe, means, earlier, first)
     return open_dataset(path)
 
 
@@ -155,10 +180,12 @@ def prepare(
 class _Given:
     """What the user gave, or what a name stands for."""
 
-    log: Any  # a data frame or paths
+    log: Any  # a data frame or files
     items: Table | None
     users: Table | None
-    sources: list[dict[str, Any]]
+    form: TextFormat | None = None
+    notes: Sequence[str] = ()  # on reading, for the report
+    sources: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +218,30 @@ def _first(earlier: Dataset | None, vocabulary: str | Path | None) -> First | No
     return First(users=users, items=frames["item"], anew=True)
 
 
-def _read(given: _Given, recipe: Recipe, means: _Means, first: First | None = None) -> Log:
+def _checked(given: _Given, recipe: Recipe, names: Sequence[object]) -> _Given:
+    """Returns what was given with notes on what it has beside the roles.
+
+    Raises:
+      UserError: when the log has a column of times that is not said to be one.
+    """
+    where = "the data frame" if isinstance(given.log, pd.DataFrame) else "the log"
+    check_columns(names, recipe.columns.values(), where)
+    unused = unused_columns([str(name) for name in names], recipe.columns)
+    if recipe.time_column is None and not recipe.rows_in_time_order:
+        check_no_times(given.log, [name for name in unused if name in names])
+    notes = [*given.notes, *note_unused(unused, len(names))]
+    if recipe.time_column is None:
+        notes.append("no times: rows are taken to be in time order")
+    return dataclasses.replace(given, notes=notes)
+
+
+def _read(
+    given: _Given,
+    recipe: Recipe,
+    means: _Means,
+    first: First | None = None,
+    earlier: Dataset | None = None,
+) -> Log:
     from jaxrec.data.clean import read_log  # loads Narwhals, which training does not need
 
     known: dict[str, Any] = {}
@@ -200,15 +250,21 @@ def _read(given: _Given, recipe: Recipe, means: _Means, first: First | None = No
             "known_users": pd.Index(first.users["id"]),
             "known_items": pd.Index(first.items["id"]),
         }
-    rest = {"directory": means.directory("log"), "progress": means.progress, **known}
+    rest = {
+        "directory": means.directory("log"),
+        "progress": means.progress,
+        "day_first": None if earlier is None else earlier.manifest.day_first,
+        "notes": given.notes,
+        **known,
+    }
     if isinstance(given.log, pd.DataFrame):
-        check_columns(given.log.columns, recipe.columns.values(), "the data frame")
         pandas = PandasEngine()
         return read_log(pandas, pandas.of_frame(given.log, recipe.columns), recipe, **rest)
     spill = means.directory("spill")
     with open_engine(means.engine, memory_limit=means.memory_limit, directory=spill) as engine:
         frame = engine.scan(given.log, recipe.columns)
-        return read_log(engine, frame, recipe, paths=given.log, **rest)
+        paths = [file.path for file in given.log]
+        return read_log(engine, frame, recipe, paths=paths, **rest)
 
 
 def _make(
@@ -229,8 +285,8 @@ def _make(
         events.columns,
         recipe,
         report,
-        num_users=len(log.users),
-        num_items=len(log.items),
+        user_ids=log.users,
+        item_ids=log.items,
         directory=means.directory("marks"),
         old_users=old[0],
         old_items=old[1],
@@ -239,11 +295,10 @@ def _make(
         events.columns,
         kept,
         recipe,
-        user_ids=log.users,
-        item_ids=log.items,
-        dates=log.dates,
+        log,
         users=given.users,
         items=given.items,
+        form=given.form,
         sources=given.sources,
         directory=means.output,
         shard_events=means.shard_events,
@@ -286,12 +341,12 @@ def _named(source: Source) -> str | None:
     return None
 
 
-def _files(given: _Given) -> list[Path]:
-    files = [] if isinstance(given.log, pd.DataFrame) else list(given.log)
+def _paths(given: _Given) -> list[Path]:
+    paths = [] if isinstance(given.log, pd.DataFrame) else [file.path for file in given.log]
     for table in (given.items, given.users):
         if isinstance(table, str | Path):
-            files += find_files(table)[:1]
-    return files
+            paths += find_files(table)
+    return paths
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -1,196 +1,235 @@
-"""Files of logs: finding them, what they hold, and reading them with pandas and Arrow."""
+"""Files of logs and metadata: what columns they have, and reading these in batches of Arrow."""
 
+import dataclasses
 import difflib
-import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
+from jaxrec.data.files import is_parquet
+from jaxrec.data.spelling import is_bytes, is_text
+from jaxrec.data.text_files import TextFile, TextFormat, hint, look, unreadable
 from jaxrec.typing import UserError
 
-MISSING_WORDS = ("", "NULL", "null", "NaN", "nan", "NA", "N/A", "n/a", "None", "<NA>", "#N/A")
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_PARQUET = (".parquet", ".pq")
-_BLOCK_BYTES = 8 << 20  # a row, review text and all, must fit
+_BATCH_ROWS = 1 << 18
+_FAULTS = (OSError, EOFError, ValueError, pa.ArrowException)
 
 
-def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Reads columns of one file, which `check_file` found good, in the order of its rows.
+@dataclasses.dataclass(frozen=True)
+class ParquetFile:
+    """A Parquet file.
 
-    Columns of text files are text, whatever they hold, and `MISSING_WORDS` are null.
+    Attributes:
+      path: where it is.
+      names: of its columns, in order.
+      schema: their types.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    schema: pa.Schema
+    note: str = ""
+
+    def batches(
+        self, columns: Sequence[str], *, group: int | None = None, rows: int = _BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Reads columns, dictionaries and views as what they stand for.
+
+        Args:
+          columns: names.
+          group: one group of rows alone.
+          rows: of a batch, at most.
+        """
+        wanted = list(dict.fromkeys(columns))
+        try:
+            with pa.parquet.ParquetFile(self.path) as file:
+                groups = None if group is None else [group]
+                for batch in file.iter_batches(rows, columns=wanted, row_groups=groups):
+                    arrays = [_plain(batch.column(batch.schema.names.index(n))) for n in columns]
+                    yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
+        except _FAULTS as error:
+            raise unreadable(self.path, error) from None
+
+    def group_rows(self) -> list[int]:
+        """Returns the number of rows of each group."""
+        data = pa.parquet.read_metadata(self.path)
+        return [data.row_group(number).num_rows for number in range(data.num_row_groups)]
+
+    def type_of(self, column: str) -> pa.DataType:
+        """Returns the type that `batches` gives a column."""
+        return plain_type(self.schema.types[self.schema.names.index(column)])
+
+
+type File = TextFile | ParquetFile
+
+
+def open_file(path: Path, form: TextFormat | None = None) -> File:
+    """Finds out what a file holds.
 
     Raises:
-      UserError: when the file is damaged or not UTF-8.
+      UserError: when it is empty, damaged or of no known format.
     """
+    if not is_parquet(path):
+        return look(path, form or TextFormat())
+    if path.is_file() and path.stat().st_size == 0:
+        raise UserError(f"{path} is empty. Give a file with a header and events.")
     try:
-        if is_parquet(path):
-            return pd.read_parquet(path, columns=list(columns))
-        table = pa.csv.read_csv(path, **_csv_options(path, columns))
-        return table.to_pandas(split_blocks=True, self_destruct=True)
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        schema = pa.parquet.read_schema(path)
+    except _FAULTS as error:
         raise unreadable(path, error) from None
-
-
-def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Reads a text file as `read` does, some megabytes at a time."""
-    try:
-        with pa.csv.open_csv(path, **_csv_options(path, columns)) as reader:
-            yield from reader
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
-
-
-def find_files(inputs: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Returns the files that names, globs and directories stand for, without repeats.
-
-    Raises:
-      UserError: when one of them matches no file.
-    """
-    given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    if not given:
-        raise UserError("no input was given. Name at least one file.")
-    found: dict[Path, None] = {}
-    for name in given:
-        path = Path(name)
-        if path.is_dir():
-            files = sorted(f for f in path.iterdir() if f.is_file() and _kind(f) is not None)
-        elif path.exists():
-            files = [path]
-        else:
-            files = [Path(f) for f in sorted(glob.glob(str(name), recursive=True))]
-        if not files:
-            raise UserError(f"no file matches {str(name)!r}. Check the path.")
-        found |= dict.fromkeys(files)
-    return list(found)
-
-
-def read_table(path: str | Path, key: str) -> pd.DataFrame:
-    """Reads a whole file of metadata; the column `key` stays text.
-
-    Raises:
-      UserError: for a file that is not there, is damaged or has no such column.
-    """
-    (path,) = find_files(path)[:1]
-    check_columns(header(path), [key], str(path))
-    try:
-        if is_parquet(path):
-            return pd.read_parquet(path)
-        return pd.read_csv(path, sep=separator_of(path), dtype={key: "str"}, low_memory=False)
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
+    return ParquetFile(path, tuple(schema.names), schema)
 
 
 def header(path: Path) -> list[str]:
     """Returns the column names of a file. Raises UserError when it is empty or damaged."""
-    kind = _kind(path)
-    if kind is None:
-        raise UserError(
-            f"{path} is of no known format. Wanted: .csv, .tsv (or these with .gz), .parquet."
+    return list(open_file(path).names)
+
+
+def read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Reads columns of one file; those of text files are text. Raises UserError for damage."""
+    return read_arrow(open_file(path), columns).to_pandas()
+
+
+def read_arrow(
+    file: File, columns: Sequence[str], kinds: Sequence[pa.DataType] | None = None
+) -> pa.Table:
+    """Reads columns of a file into memory, as the types that are asked for or as they are."""
+    if kinds is None:
+        kinds = [_type_of(file, column) for column in columns]
+    schema = pa.schema(list(zip(columns, kinds, strict=True)))
+    batches = [
+        pa.RecordBatch.from_arrays(
+            [
+                values if values.type == kind else values.cast(kind)
+                for values, kind in zip(batch.columns, kinds, strict=True)
+            ],
+            schema=schema,
         )
-    if path.is_file() and path.stat().st_size == 0:
-        raise UserError(f"{path} is empty. Give a file with a header and events.")
-    try:
-        if is_parquet(path):
-            return list(pa.parquet.read_schema(path).names)
-        # As a row and not as a header, which would rename columns that occur twice.
-        first = pd.read_csv(path, sep=_SEPARATORS[kind], nrows=1, header=None, dtype="str")
-        return first.iloc[0].fillna("").tolist()
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty. Give a file with a header and events.") from None
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise unreadable(path, error) from None
+        for batch in file.batches(columns)
+    ]
+    return pa.Table.from_batches(batches, schema)
 
 
-def check_columns(present: Iterable[object], wanted: Iterable[str], where: str) -> None:
+def common_types(files: Sequence[File], columns: Mapping[str, str]) -> dict[str, pa.DataType]:
+    """Returns for each role the type that holds the column of every file; see `check_files`."""
+    found = {}
+    for role, column in columns.items():
+        kinds = {_type_of(file, column) for file in files} - {pa.null()}
+        if len(kinds) > 1 and all(map(pa.types.is_integer, kinds)):
+            kinds = {pa.int64()}
+        elif len(kinds) > 1 and all(map(pa.types.is_timestamp, kinds)):
+            units = {kind.unit for kind in kinds}
+            finest = next(unit for unit in ("ns", "us", "ms", "s") if unit in units)
+            kinds = {pa.timestamp(finest, kinds.pop().tz)}
+        elif len(kinds) > 1:
+            kinds = {pa.float64()}
+        found[role] = kinds.pop() if kinds else pa.string()
+    return found
+
+
+def check_columns(
+    present: Iterable[object], wanted: Iterable[str], where: str, advice: str = ""
+) -> None:
     """Raises UserError for a wanted column that is absent, naming the closest, or there twice."""
     names = [str(name) for name in present]
     for column in wanted:
         if column not in names:
             close = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"{where} has no column {column!r}.{hint} It has: {', '.join(names)}.")
+            close_by = f" Did you mean {close[0]!r}?" if close else ""
+            raise UserError(
+                f"{where} has no column {column!r}.{close_by} It has: {', '.join(names)}.{advice}"
+            )
         if names.count(column) > 1:
             raise UserError(f"{where} has more than one column {column!r}. Rename all but one.")
 
 
-def check_files(paths: Sequence[Path], columns: Mapping[str, str]) -> None:
+def check_file(file: File, wanted: Iterable[str]) -> None:
+    """Raises UserError for a wanted column that a file has not, or has twice."""
+    advice = hint(file) if isinstance(file, TextFile) else ""
+    check_columns(file.names, wanted, str(file.path), advice)
+
+
+def check_files(
+    paths: Sequence[Path], columns: Mapping[str, str], form: TextFormat | None = None
+) -> list[File]:
     """Checks that every file has the columns, and that the files agree on their types.
 
     Args:
       paths: what `find_files` returned.
       columns: role to column name.
+      form: how text files are written.
+
+    Returns:
+      The files, opened.
 
     Raises:
       UserError: for an unknown or damaged format, an absent column, or a type that changes. Text
         files have the type string.
     """
+    files = [open_file(path, form) for path in paths]
+    if form is not None and not form.is_usual and not any(isinstance(f, TextFile) for f in files):
+        raise UserError(
+            "separator, encoding, quoting and column_names are for text files, and these are "
+            "Parquet. Leave them out."
+        )
     first: dict[str, tuple[Path, pa.DataType]] = {}
-    for path in paths:
-        check_columns(header(path), columns.values(), str(path))
-        schema = pa.parquet.read_schema(path) if is_parquet(path) else None
+    for file in files:
+        check_file(file, columns.values())
         for role, column in columns.items():
-            here = pa.string() if schema is None else schema.field(column).type
+            here = _type_of(file, column)
             if pa.types.is_null(here):
                 continue
-            before, there = first.setdefault(role, (path, here))
+            check_id_type(role, column, here)
+            before, there = first.setdefault(role, (file.path, here))
             if _family(role, here) != _family(role, there):
                 raise UserError(
-                    f"the column {column!r} is {here} in {path} and {there} in {before}. Write "
-                    "all files with one type."
+                    f"the column {column!r} is {here} in {file.path} and {there} in {before}. "
+                    "Write all files with one type."
                 )
+    return files
 
 
-def is_parquet(path: Path) -> bool:
-    """Whether a file's name says Parquet and not text."""
-    return _kind(path) in _PARQUET
+def check_id_type(role: str, column: str, kind: pa.DataType) -> None:
+    """Raises UserError when values of a type are no ids: lists, structs, truth values, dates."""
+    if role in ("user", "item") and (
+        pa.types.is_nested(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind)
+    ):
+        raise UserError(
+            f"the {role} column {column!r} holds values of the type {kind}, and an id is a text or "
+            "a whole number. Name another column, or convert it."
+        )
 
 
-def separator_of(path: Path) -> str:
-    """Returns what separates the columns of a text file."""
-    return _SEPARATORS[_kind(path) or ".csv"]
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type that stands for several that hold the same values."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if is_text(kind):
+        return pa.string()
+    return pa.binary() if is_bytes(kind) else kind
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
-    """Returns the one sentence for a file that made a reader fail."""
-    words = str(error).strip()
-    reason = words.splitlines()[0][:200] if words else type(error).__name__
-    if "utf8" in reason.lower() or isinstance(error, UnicodeDecodeError):
-        return UserError(f"{path} is not UTF-8 text ({reason}). Convert it to UTF-8 first.")
-    return UserError(f"{path} cannot be read ({reason}). It may be damaged or of another format.")
+def _type_of(file: File, column: str) -> pa.DataType:
+    return pa.string() if isinstance(file, TextFile) else file.type_of(column)
 
 
-def _csv_options(path: Path, columns: Sequence[str]) -> dict[str, object]:
-    return {
-        "read_options": pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-        "parse_options": pa.csv.ParseOptions(delimiter=separator_of(path), newlines_in_values=True),
-        "convert_options": pa.csv.ConvertOptions(
-            include_columns=list(columns),
-            column_types={name: pa.string() for name in columns},
-            null_values=list(MISSING_WORDS),
-            strings_can_be_null=True,
-        ),
-    }
+def _plain(values: pa.Array) -> pa.Array:
+    kind = plain_type(values.type)
+    return values if kind == values.type else values.cast(kind)
 
 
 def _family(role: str, kind: pa.DataType) -> str:
-    """Returns what types of one column may differ in: widths, and for labels, fractions."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    """Returns what types of one column may differ in: widths of integers; of labels, fractions.
+
+    The width of a float changes what it is called: 2.2 or 2.200000047683716.
+    """
     if pa.types.is_integer(kind):
-        return "number" if role == "label" else "integer"
+        return "number" if role == "label" else "uint64" if kind == pa.uint64() else "integer"
     if pa.types.is_floating(kind):
-        return "number" if role == "label" else "float"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "text"
+        return "number" if role == "label" else "float" if role == "time" else str(kind)
     if pa.types.is_timestamp(kind):
         return "time with zone" if kind.tz else "time"
     return str(kind)
-
-
-def _kind(path: Path) -> str | None:
-    name = path.name.lower().removesuffix(".gz")
-    return next((end for end in (*_SEPARATORS, *_PARQUET) if name.endswith(end)), None)

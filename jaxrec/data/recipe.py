@@ -7,10 +7,13 @@ from typing import TypedDict
 
 import numpy as np
 
+from jaxrec.data.times import TIME_UNITS
 from jaxrec.typing import UserError
 
 SPLIT_NAMES = ("leave_last_out", "temporal", "random", "given")
 KEEP_NAMES = ("all", "first", "last")
+DUPLICATE_NAMES = ("refuse", "first")
+MISSING_WORDS = ("NULL", "null", "NaN", "nan", "NA", "N/A", "n/a", "None", "<NA>", "#N/A")
 
 
 class Options(TypedDict, total=False):
@@ -32,6 +35,11 @@ class Options(TypedDict, total=False):
     valid_from: str | int | None
     test_from: str | int | None
     seed: int
+    missing_words: Sequence[str]
+    time_unit: str
+    day_first: bool | None
+    rows_in_time_order: bool
+    metadata_duplicates: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +48,8 @@ class Recipe:
 
     Attributes:
       user_column, item_column: columns of the ids.
-      time_column: column of the times. None: rows are in time order.
+      time_column: column of the times. None: rows are in time order, which is refused when the log
+        has a column that looks like times; see `rows_in_time_order`.
       label_column: column of numbers, such as ratings. None: the dataset has no labels.
       split_column: column of the words train, valid and test, for split "given".
       min_user_events, min_item_events: k-core: users and items with fewer events are dropped, again
@@ -56,6 +65,14 @@ class Recipe:
       valid_from, test_from: for "temporal": the first moment of validation and of test, as a date
         or as a number in the unit of the time column. They take the place of the fractions.
       seed: of the split "random".
+      missing_words: texts that stand for a missing id, time or label, besides "".
+      time_unit: of times that are numbers, one of `jaxrec.data.times.TIME_UNITS`. "auto" tells it
+        by their magnitude, which must be one for all.
+      day_first: whether 05/02/2024 is 5 February. None leaves it to the dates that can be read in
+        one way alone.
+      rows_in_time_order: that rows are, although a column looks like times.
+      metadata_duplicates: what to do with rows of metadata that say different things of one id:
+        "refuse", or take the "first".
 
     Raises:
       UserError: for a value that cannot be, with what was wanted.
@@ -77,10 +94,25 @@ class Recipe:
     valid_from: str | int | None = None
     test_from: str | int | None = None
     seed: int = 0
+    missing_words: Sequence[str] = MISSING_WORDS
+    time_unit: str = "auto"
+    day_first: bool | None = None
+    rows_in_time_order: bool = False
+    metadata_duplicates: str = "refuse"
 
     def __post_init__(self) -> None:
         choose("split", self.split, SPLIT_NAMES)
         choose("keep", self.keep, KEEP_NAMES)
+        choose("time_unit", self.time_unit, TIME_UNITS)
+        choose("metadata_duplicates", self.metadata_duplicates, DUPLICATE_NAMES)
+        words = self.missing_words
+        given = words.split(",") if isinstance(words, str) else words
+        object.__setattr__(self, "missing_words", tuple(w.strip() for w in given if w.strip()))
+        if self.rows_in_time_order and self.time_column is not None:
+            raise UserError(
+                f"rows_in_time_order does not go with time_column={self.time_column}. Leave one "
+                "out."
+            )
         roles = self.columns
         if len(set(roles.values())) < len(roles):
             raise UserError(

@@ -10,7 +10,10 @@ from jaxrec.typing import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Rows with the keys rule, dropped_events, left_events, left_users and left_items."""
+    """Rows with the keys rule, dropped_events, left_events, left_users and left_items.
+
+    A row may have `notes` as well: sentences on what did not come along, or not as it was.
+    """
 
     rows: tuple[dict[str, Any], ...] = ()
 
@@ -19,7 +22,14 @@ class Report:
         return self.rows[-1]["left_events"]
 
     def note(
-        self, rule: str, events: int, users: int, items: int, *, blame: str | None = None
+        self,
+        rule: str,
+        events: int,
+        users: int,
+        items: int,
+        *,
+        blame: str | None = None,
+        notes: Sequence[str] = (),
     ) -> "Report":
         """Returns the report with what a rule left.
 
@@ -27,6 +37,7 @@ class Report:
           rule: its name.
           events, users, items: how many are left.
           blame: what to name in the error instead of the rule.
+          notes: what else to say of it.
 
         Raises:
           UserError: when the rule dropped the last event.
@@ -44,7 +55,14 @@ class Report:
             "left_users": users,
             "left_items": items,
         }
-        return Report((*self.rows, row))
+        return Report((*self.rows, row)).noted(notes)
+
+    def noted(self, notes: Sequence[str]) -> "Report":
+        """Returns the report with more notes on its last row."""
+        if not notes:
+            return self
+        last = self.rows[-1]
+        return Report((*self.rows[:-1], last | {"notes": [*last.get("notes", ()), *notes]}))
 
     def joined(self, events: int, users: int, items: int) -> "Report":
         """Returns the report with the events that a dataset held before these were appended."""
@@ -59,8 +77,16 @@ class Report:
 
 
 def format_report(report: Sequence[dict[str, Any]]) -> str:
-    """Returns the cleaning report as an aligned table."""
+    """Returns the cleaning report as an aligned table, and below it the notes."""
     names = ("rule", "dropped_events", "left_events", "left_users", "left_items")
     rows = [tuple(name.replace("_", " ") for name in names)]
     rows += [(str(row["rule"]), *(f"{row[name]:,}" for name in names[1:])) for row in report]
-    return "\n".join(aligned(rows))
+    table = "\n".join(aligned(rows))
+    notes = [f"- {note}" for row in report for note in row.get("notes", ())]
+    return "\n".join([table, "", *notes]) if notes else table
+
+
+def sample(things: Sequence[str], most: int = 10) -> str:
+    """Returns the first of some things in a line, and how many there are more."""
+    more = len(things) - most
+    return ", ".join(things[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -5,8 +5,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import narwhals as nw
@@ -16,13 +14,13 @@ import pyarrow as pa
 
 from jaxrec.data.engines import (
     ROWS_OF_A_FILE,
+    ChunkColumn,
     Conversion,
     convert_batch,
     to_arrays,
     to_frame,
-    to_series,
 )
-from jaxrec.data.readers import MISSING_WORDS, is_parquet, separator_of
+from jaxrec.data.readers import File, ParquetFile, common_types
 from jaxrec.typing import UserError
 
 
@@ -54,9 +52,42 @@ class SparkEngine:
     def __init__(self, session: Any) -> None:
         self.session = session
 
-    def scan(self, paths: Sequence[Path], columns: Mapping[str, str]) -> nw.LazyFrame[Any]:
-        frames = [self._file(path, columns, number) for number, path in enumerate(paths)]
-        return nw.from_native(reduce(lambda one, other: one.unionByName(other), frames))
+    def scan(self, files: Sequence[File], columns: Mapping[str, str]) -> nw.LazyFrame[Any]:
+        """Reads text file by file and Parquet group by group, each a task of its own."""
+        tasks: list[tuple[File, int | None, int]] = []
+        for number, file in enumerate(files):
+            first = number * ROWS_OF_A_FILE
+            if not isinstance(file, ParquetFile):
+                tasks.append((file, None, first))
+                continue
+            for group, rows in enumerate(file.group_rows()):
+                tasks.append((file, group, first))
+                first += rows
+        names = list(columns.values())
+        common = common_types(files, columns)
+        kinds = {role: _simple_type(kind) for role, kind in common.items()}
+
+        def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                for task in batch.column(0).to_pylist():
+                    file, group, first = tasks[task]
+                    parts = (
+                        file.batches(names, group=group)
+                        if isinstance(file, ParquetFile)
+                        else file.batches(names)
+                    )
+                    for part in parts:
+                        rows = pa.array(first + np.arange(len(part)))
+                        arrays = [
+                            _simple(values.cast(kind))
+                            for values, kind in zip(part.columns, common.values(), strict=True)
+                        ]
+                        yield pa.RecordBatch.from_arrays([*arrays, rows], names=[*kinds, "row"])
+                        first += len(part)
+
+        schema = _spark_schema(kinds | {"row": pa.int64()})
+        numbers = self.session.range(0, len(tasks), 1, max(len(tasks), 1))
+        return nw.from_native(numbers.mapInArrow(work, schema).persist())
 
     def table(self, frame: pd.DataFrame) -> nw.LazyFrame[Any]:
         return nw.from_native(self.session.createDataFrame(pa.Table.from_pandas(frame)))
@@ -65,10 +96,10 @@ class SparkEngine:
         self, frame: nw.LazyFrame[Any], conversions: Mapping[str, Conversion]
     ) -> nw.LazyFrame[Any]:
         native = frame.to_native()
-        schema = native.schema
-        for name, conversion in conversions.items():
-            schema[name].dataType = _spark_type(conversion.type)
-            schema[name].nullable = True
+        kinds = {field.name: field.dataType for field in native.schema}
+        for conversion in conversions.values():
+            kinds |= {name: _spark_type(kind) for name, kind in conversion.outputs.items()}
+        schema = _structure(kinds)
 
         def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             return (convert_batch(batch, conversions) for batch in batches)
@@ -76,16 +107,19 @@ class SparkEngine:
         return nw.from_native(native.mapInArrow(work, schema).persist())
 
     def examine[T](
-        self, frame: nw.LazyFrame[Any], column: str, function: Callable[[pd.Series], T]
+        self,
+        frame: nw.LazyFrame[Any],
+        column: str,
+        function: Callable[[ChunkColumn, np.ndarray], T],
     ) -> list[T]:
         import pickle
 
         def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
-                found = pickle.dumps(function(to_series(batch.column(0))))
+                found = pickle.dumps(function(batch.column(0), batch.column(1).to_numpy()))
                 yield pa.RecordBatch.from_arrays([pa.array([found], pa.binary())], names=["found"])
 
-        rows = frame.select(column).to_native().mapInArrow(work, "found binary").collect()
+        rows = frame.select(column, "row").to_native().mapInArrow(work, "found binary").collect()
         return [pickle.loads(row.found) for row in rows]
 
     def collect(self, frame: nw.LazyFrame[Any]) -> pd.DataFrame:
@@ -107,31 +141,34 @@ class SparkEngine:
         for row in rows.toLocalIterator():
             yield from map(to_arrays, pa.ipc.open_stream(row.batch))
 
-    def _file(self, path: Path, columns: Mapping[str, str], number: int) -> Any:
-        from pyspark.sql import functions as f
 
-        where = path.resolve().as_uri()
-        quoted = {role: f"`{name.replace('`', '``')}`" for role, name in columns.items()}
-        if is_parquet(path):
-            frame = self.session.read.parquet(where)
-            row = f.col("_metadata.row_index")
-            chosen = [f.col(name).alias(role) for role, name in quoted.items()]
-        else:
-            frame = self.session.read.csv(
-                where,
-                header=True,
-                sep=separator_of(path),
-                multiLine=True,
-                escape='"',
-                mode="FAILFAST",
-            )
-            row = f.monotonically_increasing_id()  # text that may hold line ends is one partition
-            words = list(MISSING_WORDS)
-            chosen = [
-                f.when(~f.col(name).isin(words), f.col(name)).alias(role)
-                for role, name in quoted.items()
-            ]
-        return frame.select(*chosen, (row + f.lit(number * ROWS_OF_A_FILE)).alias("row"))
+def _simple_type(kind: pa.DataType) -> pa.DataType:
+    """Returns a type that Spark has and that holds every value of another one as it is.
+
+    Moments become text, since Spark cuts them to microseconds.
+    """
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        return pa.int64()
+    if kind in (pa.float32(), pa.float64(), pa.bool_(), pa.binary()):
+        return kind
+    return pa.float32() if kind == pa.float16() else pa.string()
+
+
+def _simple(values: pa.Array) -> pa.Array:
+    kind = _simple_type(values.type)
+    if kind == pa.string() and pa.types.is_nested(values.type):
+        return pa.array([None if v is None else str(v) for v in values.to_pylist()], kind)
+    return values.cast(kind)
+
+
+def _spark_schema(kinds: Mapping[str, pa.DataType]) -> Any:
+    return _structure({name: _spark_type(kind) for name, kind in kinds.items()})
+
+
+def _structure(kinds: Mapping[str, Any]) -> Any:
+    from pyspark.sql.types import StructField, StructType
+
+    return StructType([StructField(name, kind, True) for name, kind in kinds.items()])
 
 
 def _spark_type(kind: pa.DataType) -> Any:

@@ -25,7 +25,7 @@ def make_split(
     times: Callable[[], Iterable[np.ndarray]],
     user_ids: pd.Index,
     *,
-    dates: bool,
+    unit: str,
     cuts: tuple[int, int] | None = None,
 ) -> tuple[Split, dict[str, Any]]:
     """Chooses the function that splits events as the recipe says.
@@ -34,7 +34,7 @@ def make_split(
       recipe: names the split and its options.
       times: gives the times of all events that are left, in pieces; for "temporal".
       user_ids: the original id of each user, which decides over "random".
-      dates: whether times are nanoseconds since 1970.
+      unit: of the times, as in the manifest.
       cuts: for "temporal": first moments of validation and test that hold already.
 
     Returns:
@@ -49,7 +49,7 @@ def make_split(
     if recipe.split == "leave_last_out":
         return lambda chunk: leave_last_out(chunk["user"], chunk.get("positive")), options
     if recipe.split == "temporal":
-        first, second = cuts or _cuts(recipe, times, dates=dates)
+        first, second = cuts or _cuts(recipe, times, unit=unit)
         _check_cuts(first, second)
         options |= {"valid_from": first, "test_from": second}
         return lambda chunk: temporal(chunk["time"], first, second), options
@@ -168,16 +168,21 @@ def _check_cuts(valid_from: int, test_from: int) -> None:
 
 
 def _cuts(
-    recipe: Recipe, times: Callable[[], Iterable[np.ndarray]], *, dates: bool
+    recipe: Recipe, times: Callable[[], Iterable[np.ndarray]], *, unit: str
 ) -> tuple[int, int]:
     extremes = [(len(t), int(t.min()), int(t.max())) for t in times() if len(t)]
     count = sum(length for length, _, _ in extremes)
     low, high = min(low for _, low, _ in extremes), max(high for _, _, high in extremes)
     if recipe.valid_from is not None and recipe.test_from is not None:
-        largest = max(abs(low), abs(high))
+        rest: dict[str, Any] = {
+            "unit": unit,
+            "time_unit": recipe.time_unit,
+            "day_first": recipe.day_first,
+            "largest": max(abs(low), abs(high)),
+        }
         return (
-            parse_moment(recipe.valid_from, "valid_from", dates=dates, largest=largest),
-            parse_moment(recipe.test_from, "test_from", dates=dates, largest=largest),
+            parse_moment(recipe.valid_from, "valid_from", **rest),
+            parse_moment(recipe.test_from, "test_from", **rest),
         )
     test, both = recipe.test_fraction, recipe.valid_fraction + recipe.test_fraction
     valid_from, test_from = (

@@ -109,14 +109,16 @@ class Log:
       events: columns `user` and `item`, positions in the vocabularies from 0, and `time`, `label`
         and `split` as far as the recipe names them.
       users, items: the original ids as text; some may have no event that is left in the end.
-      dates: whether times are nanoseconds since 1970; otherwise they are the log's own numbers.
+      time_unit, time_source, day_first: as in `jaxrec.data.dataset.Manifest`.
       report: what was dropped so far.
     """
 
     events: Spool
     users: pd.Index
     items: pd.Index
-    dates: bool
+    time_unit: str
+    time_source: str
+    day_first: bool | None
     report: Report
 
 

@@ -1,170 +1,462 @@
 """Times of any spelling as UTC nanoseconds, or as the log's own counter.
 
-A column is read in chunks, and its spelling is a property of the whole: `examine` looks at each
-chunk, `choose_spelling` decides, and `to_times` converts each chunk accordingly.
+A column is read in chunks, and how to read it is a property of the whole: `examine` looks at each
+chunk, `choose_reading` decides for all chunks and files, and `time_columns` converts each chunk.
+Whatever is a date or counts from 1970 becomes nanoseconds; small whole numbers stay as they are.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 
+from jaxrec.data.dates import BAD_TIME, are_days, read_dates
+from jaxrec.data.spelling import WORD, Column, as_array, is_bytes, is_missing, is_text
 from jaxrec.typing import UserError
 
-type Spelling = Literal["integers", "whole floats", "seconds", "dates"]
+# From which absolute number on a column counts in a unit, and the nanoseconds of that unit. In
+# seconds, 1e8 is the year 1973 and 1e11 the year 5138.
+_UNITS = {"counter": (0.0, 1), "s": (1e8, 10**9), "ms": (1e11, 10**6), "us": (1e14, 10**3)}
+UNITS = _UNITS | {"ns": (1e17, 1)}
+TIME_UNITS = ("auto", "s", "ms", "us", "ns", "counter")
+MEANING = {
+    "s": "seconds since 1970",
+    "ms": "milliseconds since 1970",
+    "us": "microseconds since 1970",
+    "ns": "nanoseconds since 1970",
+    "counter": "whole numbers of the log's own",
+    "dates": "dates (as text or of a date type)",
+    "row": "the order of the rows",
+}
+_NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
+_INTEGER = r"^[+-]?\d{1,18}$"
+_TICKS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
-BAD_TIME = np.iinfo(np.int64).min  # what `to_times` makes of a value that is no time
 
-# Largest epoch counter of each unit, the year 5138 in seconds, in milliseconds and so on, and the
-# nanoseconds of the unit.
-_NANOSECONDS = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3), (np.inf, 1))
-_OLDEST_EPOCH_SECONDS = 1e8  # 1973: smaller numbers count positions, not seconds
-_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
-
-
-class Examined(NamedTuple):
-    """What a chunk of a time column holds.
+class Reading(NamedTuple):
+    """How a column of times is read.
 
     Attributes:
-      values: how many are not missing.
-      not_numbers: how many of these are no numbers.
-      integers: whether the numbers are integers.
-      whole: whether the numbers have no fractions.
+      source: a unit of numbers, "dates" or "counter".
+      day_first: of dates such as 28/01/2024; None where there are none.
+      note: what to say of it in the report, or "".
     """
 
-    values: int
-    not_numbers: int
-    integers: bool
-    whole: bool
+    source: str
+    day_first: bool | None = None
+    note: str = ""
+
+    @property
+    def unit(self) -> str:
+        """The unit of what comes out: "counter" or "ns"."""
+        return "counter" if self.source == "counter" else "ns"
 
 
-def examine(values: pd.Series) -> Examined:
-    """Looks at a chunk of a column of numbers, texts or dates."""
-    numbers, integers = _numbers(values)
-    whole = integers or bool((np.floor(numbers) == numbers)[~np.isnan(numbers)].all())
-    bad = int(np.count_nonzero(not_numbers(values)))
-    return Examined(int(values.notna().sum()), bad, integers, whole)
+class Example(NamedTuple):
+    """The first value of a kind: how many there are, its row and its text."""
+
+    count: int
+    row: int
+    text: str
 
 
-def not_numbers(values: pd.Series) -> pd.Series:
-    """Returns (N,) bool: what is neither missing nor a number."""
-    numbers, _ = _numbers(values)
-    return pd.Series(np.isnan(numbers) & values.notna().to_numpy(), index=values.index)
+type Seen = dict[str, Example]
 
 
-def choose_spelling(chunks: Sequence[Examined]) -> Spelling:
-    """Returns how to read a column: as dates as soon as one value is no number."""
-    chunks = [chunk for chunk in chunks if chunk.values]
-    if any(chunk.not_numbers for chunk in chunks):
-        return "dates"
-    if all(chunk.integers for chunk in chunks):
-        return "integers"
-    return "whole floats" if all(chunk.whole for chunk in chunks) else "seconds"
+def examine(values: Column, rows: np.ndarray, words: Collection[str] = ()) -> Seen:
+    """Returns what kinds of values a chunk of a column holds.
+
+    Args:
+      values: (N,) numbers, texts or dates.
+      rows: (N,) int64, where each is in the source.
+      words: texts that stand for a missing time.
+
+    Returns:
+      The kinds that occur: "counter", "s", "ms", "us", "ns" of numbers by their magnitude,
+      "fraction" and "no day" of some of them; "date" and of these "day first", "month first" and
+      "either"; "bad" for what is none.
+    """
+    column = _distinct(values, words)
+    if column.moments is not None:
+        return _found({"date": ~column.missing}, column, rows)
+    kinds: dict[str, np.ndarray] = {}
+    number, size = column.is_number, np.abs(column.whole.astype(np.float64))
+    lows = np.array([low for low, _ in UNITS.values()])
+    places = np.searchsorted(lows, size, side="right") - 1
+    for place, unit in enumerate(UNITS):
+        kinds[unit] = number & (places == place)
+    kinds["fraction"] = number & (places == 0) & (column.fraction != 0)
+    kinds["no day"] = number & ~((column.fraction == 0) & are_days(column.whole))
+    texts = ~number & ~column.missing
+    if texts.any():
+        where = np.flatnonzero(texts)
+        times, days, months = read_dates(column.texts.take(pa.array(where)))
+        # A date outside of the years that nanoseconds reach is "bad" too.
+        marks = {"date": times != BAD_TIME, "bad": times == BAD_TIME}
+        marks |= {"day first": days & ~months, "month first": months & ~days}
+        marks["either"] = days & months
+        marks["date"] |= days | months
+        marks["bad"] &= ~(days | months)
+        for kind, mark in marks.items():
+            kinds[kind] = np.zeros(len(texts), bool)
+            kinds[kind][where] = mark
+    return _found(kinds, column, rows)
 
 
-def to_times(values: pd.Series, spelling: Spelling) -> pd.Series:
+def choose_reading(
+    chunks: Sequence[Seen],
+    *,
+    name: str,
+    place: Callable[[int], str],
+    time_unit: str = "auto",
+    day_first: bool | None = None,
+    before: bool | None = None,
+) -> Reading:
+    """Decides how to read a column.
+
+    Args:
+      chunks: what `examine` said of each.
+      name: of the column, for errors.
+      place: from a row to words such as "row 3 of a.csv".
+      time_unit: one of `TIME_UNITS`.
+      day_first: what the user said of dates such as 05/02/2024.
+      before: how they were read in the dataset that this log is added to.
+
+    Raises:
+      UserError: for a value that is no time, numbers of two magnitudes, numbers among dates, dates
+        that fit two readings or contradict each other.
+    """
+    seen = _merged(chunks)
+
+    def at(kind: str) -> str:
+        return f"{seen[kind].text!r} in {place(seen[kind].row)}"
+
+    if "bad" in seen:
+        text = seen["bad"].text
+        raise UserError(
+            f"the time column {name!r} holds {at('bad')} (header not counted), which is neither a "
+            f"number nor a date between 1678 and 2261.{_advice(text)} Correct that row, or remove "
+            "it."
+        )
+    units = [unit for unit in UNITS if unit in seen]
+    if time_unit != "auto":
+        if "date" in seen:
+            raise UserError(
+                f"the time column {name!r} holds the date {at('date')}, and time_unit={time_unit} "
+                "is for numbers. Leave time_unit out."
+            )
+        if time_unit == "counter" and "fraction" in seen:
+            raise UserError(
+                f"the time column {name!r} holds {at('fraction')}, and a counter has no fractions. "
+                "Say the unit, such as time_unit=s."
+            )
+        return Reading(time_unit)
+    all_days = bool(units) and "no day" not in seen
+    if "date" in seen:
+        if units and not all_days:
+            raise UserError(
+                f"the time column {name!r} holds the date {at('date')} and the number "
+                f"{at('no day')} (header not counted). Write all times alike."
+            )
+        return Reading("dates", _day_first(seen, name, at, day_first, before))
+    if all_days:
+        note = f"times such as {at(units[0])} are taken for calendar days, not for numbers"
+        return Reading("dates", None, f"{note} (time_unit=counter takes them as numbers)")
+    if len(units) > 1:
+        one, other = (f"{at(unit)} ({MEANING[unit]})" for unit in units[:2])
+        raise UserError(
+            f"the time column {name!r} holds numbers of two magnitudes: {one} and {other} (header "
+            "not counted). Correct the ones that are wrong, or say what all of them are: "
+            f"time_unit={units[1]}, or another of {', '.join(TIME_UNITS[1:])}."
+        )
+    if "fraction" in seen:
+        note = f"times such as {at('fraction')} have fractions and are taken for {MEANING['s']}"
+        return Reading("s", None, note)
+    return Reading(units[0] if units else "counter")
+
+
+def time_columns(
+    values: Column, reading: Reading, words: Collection[str] = ()
+) -> tuple[pa.Array, pa.Array]:
     """Converts a chunk of a time column.
-
-    Integers and whole floats are kept as they are. Numbers with fractions are seconds since 1970.
-    Dates, as text or as a date type, become UTC; those without a time zone are taken as UTC.
 
     Args:
       values: (N,) numbers, dates or texts of either.
-      spelling: what `choose_spelling` said of the whole column.
+      reading: what `choose_reading` said of the whole column.
+      words: texts that stand for a missing time.
 
     Returns:
-      (N,) Int64: the number for integers and whole floats, nanoseconds since 1970 for the others;
-      null where missing; `BAD_TIME` for what is no time between 1678 and 2261 or too large.
+      (N,) int64: nanoseconds since 1970, or the number itself for "counter"; null where missing;
+      `BAD_TIME` for what is no time. And (N,) text: a missing word after `WORD`, null otherwise.
     """
-    missing = values.isna().to_numpy()
-    if spelling == "dates":
-        times = _nanoseconds(values)
+    column = _distinct(values, words)
+    if column.moments is not None:
+        times = column.moments
+    elif reading.source == "dates":
+        times = read_dates(column.texts, day_first=reading.day_first)[0]
     else:
-        numbers, _ = _numbers(values)
-        if numbers.dtype.kind == "i":
-            times = numbers if spelling != "seconds" else _rounded(numbers * 1e9)
-            if spelling == "whole floats":
-                times = _rounded(numbers.astype(np.float64))
-        else:
-            times = _rounded(numbers * 1e9 if spelling == "seconds" else numbers)
-    return pd.Series(pd.arrays.IntegerArray(times, missing), index=values.index)
+        times = _scaled(column.whole, column.fraction, UNITS[reading.source][1])
+        times[~column.is_number] = BAD_TIME
+    found = pa.array(times, mask=column.missing)
+    return column.spread(found), column.spread(column.words)
 
 
-def parse_moment(moment: str | int, name: str, *, dates: bool, largest: int) -> int:
-    """Converts a moment that a user gave to the unit of a log: nanoseconds for dates.
+def parse_moment(
+    moment: str | int | float,
+    name: str,
+    *,
+    unit: str,
+    time_unit: str = "auto",
+    day_first: bool | None = None,
+    largest: int = 0,
+) -> int:
+    """Converts a moment that a user gave to the unit of a log, by the rules of its times.
 
     Args:
-      moment: a date such as "2024-01-31", or a number in the unit of the log.
+      moment: a date such as "2024-01-31", a year such as "2024", or a number.
       name: of the option, for errors.
-      dates: whether the log's times are dates; otherwise they are its own numbers.
-      largest: the largest absolute value of the times, which tells the unit of numbers.
+      unit: of the log, "ns" or "counter".
+      time_unit: what the user said of the log's numbers.
+      day_first: what the user said of dates such as 05/02/2024.
+      largest: the largest absolute value of the times.
 
     Raises:
-      UserError: when the moment is no date, or is a date and the log only counts.
+      UserError: when the moment is no date, or one that can be read in two ways; when it is a date
+        and the log only counts, or counts and the log has dates.
     """
-    text = str(moment)
-    if not dates and text.lstrip("-").isdigit():
-        return int(text)
-    try:
-        date = pd.to_datetime(text, utc=True)
-    except (ValueError, OverflowError):
+    text = str(moment).strip()
+    number = re.fullmatch(_NUMBER, text)
+    seen = examine(pa.array([text]), np.zeros(1, np.int64))
+    kind = next((kind for kind in UNITS if kind in seen), "date")
+    counts = time_unit in ("auto", "counter") and kind == "counter" and "fraction" not in seen
+    if unit == "counter":
+        if number and (time_unit == "counter" or counts or largest >= UNITS["s"][0]):
+            return int(float(text)) if not text.lstrip("+-").isdigit() else int(text)
+        if "bad" not in seen:
+            raise UserError(
+                f"{name}={text!r} is a date or a time since 1970, but the times of this log are "
+                f"counters up to {largest:.0f}. Give a number in that unit."
+            )
+    if unit == "ns" and re.fullmatch(r"\d{4}", text) and time_unit == "auto":
+        text, number = f"{text}-01-01", None
+    reading = Reading("dates", day_first)
+    if number and "no day" in seen:
+        if counts:
+            raise UserError(
+                f"{name}={text!r} is a small number, but the times of this log are dates. Write it "
+                "like 2024-01-31 or 2024-01-31T12:00:00Z."
+            )
+        reading = Reading(kind if time_unit == "auto" else time_unit)
+    if "either" in seen and day_first is None:
+        raise UserError(
+            f"{name}={text!r} can be read with the day or with the month first. Write it like "
+            "2024-01-31, or say day_first=true or false."
+        )
+    (found,) = time_columns(pa.array([text]), reading)[0].to_pylist()
+    if found == BAD_TIME or found is None:
         raise UserError(
             f"{name}={text!r} is no date. Write it like 2024-01-31 or 2024-01-31T12:00:00Z."
-        ) from None
-    if dates:
-        return int(date.as_unit("ns").value)
-    if largest < _OLDEST_EPOCH_SECONDS:
-        raise UserError(
-            f"{name}={text!r} is a date, but the times of this log are counters up to "
-            f"{largest:.0f}. Give a number in that unit."
         )
-    unit = next(unit for limit, unit in _NANOSECONDS if largest < limit)
-    return int(date.as_unit("ns").value // unit)
+    return int(found)
 
 
-def _numbers(values: pd.Series) -> tuple[np.ndarray, bool]:
-    """Returns int64 and True, or float64 with NaN where there is no number, and False."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
-    if pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return np.full(len(values), np.nan), False
-    if pd.api.types.is_float_dtype(values.dtype):
-        return values.to_numpy(np.float64, na_value=np.nan), False
-    if not pd.api.types.is_numeric_dtype(values.dtype):
-        texts = _arrow_texts(values)
-        if (
-            texts is not None
-            and pa.compute.all(
-                pa.compute.match_substring_regex(texts, _INTEGER), min_count=0
-            ).as_py()
-        ):
-            return texts.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), True
-        values = pd.to_numeric(values, errors="coerce")
-    if pd.api.types.is_signed_integer_dtype(values.dtype):
-        return values.fillna(0).to_numpy(np.int64), True
-    return values.to_numpy(np.float64, na_value=np.nan), False
+class _Distinct(NamedTuple):
+    """The distinct values of a chunk, U of them, and where they are.
+
+    Attributes:
+      codes: (N,) indices of values, or None for each value in its place.
+      missing: (U,) bool.
+      words: (U,) text: marked missing words, null otherwise.
+      texts: (U,) of values that are texts or numbers.
+      is_number, whole, fraction: (U,) the numbers, as int64 and what is left, in [0, 1).
+      moments: (U,) int64 nanoseconds of a date type; the other fields are empty then.
+    """
+
+    codes: pa.Array | None
+    missing: np.ndarray
+    words: pa.Array
+    texts: pa.Array
+    is_number: np.ndarray
+    whole: np.ndarray
+    fraction: np.ndarray
+    moments: np.ndarray | None = None
+
+    def spread(self, values: pa.Array) -> pa.Array:
+        """Returns (N,) of (U,)."""
+        return values if self.codes is None else values.take(self.codes)
 
 
-def _arrow_texts(values: pd.Series) -> pa.Array | None:
-    if not isinstance(values.dtype, pd.StringDtype):
+def _distinct(values: Column, words: Collection[str]) -> _Distinct:
+    array = as_array(values)
+    if array is None:
+        array = pa.array([_text(value) for value in values], pa.string())
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    kind = array.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return _of_dates(array)
+    if pa.types.is_integer(kind) or (pa.types.is_floating(kind)):
+        return _of_numbers(array, words)
+    if is_bytes(kind):
+        texts = [None if v is None else v.decode(errors="replace") for v in array.to_pylist()]
+        array = pa.array(texts, pa.string())
+    elif not is_text(kind):
+        array = pa.array([_text(value) for value in array.to_pylist()], pa.string())
+    encoded = array.cast(pa.large_string()).dictionary_encode()
+    texts = pc.utf8_trim_whitespace(encoded.dictionary).cast(pa.string())
+    is_word = pc.is_in(texts, pa.array(sorted(words), pa.string()))
+    marked = pc.if_else(is_word, pc.binary_join_element_wise(WORD, texts, ""), None)
+    nothing = pc.or_(pc.or_(is_word, pc.equal(texts, "")), texts.is_null()).fill_null(True)
+    missing = np.asarray(nothing.to_numpy(zero_copy_only=False), bool)
+    number = _mask(pc.match_substring_regex(texts, _NUMBER)) & ~missing
+    whole, fraction = np.zeros(len(texts), np.int64), np.zeros(len(texts))
+    exact = number & _mask(pc.match_substring_regex(texts, _INTEGER))
+    plain = pc.utf8_ltrim(texts, "+")
+    whole[exact] = plain.filter(pa.array(exact)).cast(pa.int64()).to_numpy()
+    rest = np.flatnonzero(number & ~exact)
+    for place, text in zip(rest, plain.take(pa.array(rest)).to_pylist(), strict=True):
+        whole[place], fraction[place] = _parts(text)
+    return _Distinct(encoded.indices, missing, marked, texts, number, whole, fraction)
+
+
+def _of_numbers(array: pa.Array, words: Collection[str]) -> _Distinct:
+    missing = np.asarray(array.is_null(nan_is_null=True))
+    if pa.types.is_integer(array.type) and array.type != pa.uint64():
+        whole = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        fraction, number = np.zeros(len(whole)), ~missing
+    else:
+        floats = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        floats = np.where(missing, 0.0, floats)
+        number = ~missing & (np.abs(floats) < 2.0**63)
+        floor = np.floor(np.where(number, floats, 0.0))
+        whole, fraction = floor.astype(np.int64), np.where(number, floats - floor, 0.0)
+        if array.type == pa.uint64():
+            exact = pc.if_else(pa.array(number), array, 0).cast(pa.int64())
+            whole = exact.to_numpy(zero_copy_only=False)
+    marks = pa.nulls(len(whole), pa.string())
+    numeric = {float(word): word for word in words if re.fullmatch(_NUMBER, word)}
+    for value, word in numeric.items():
+        here = number & (whole + fraction == value)
+        marks = pc.if_else(pa.array(here), WORD + word, marks)
+        number, missing = number & ~here, missing | here
+    return _Distinct(None, missing, marks, array.cast(pa.string()), number, whole, fraction)
+
+
+def _of_dates(array: pa.Array) -> _Distinct:
+    if not pa.types.is_timestamp(array.type):
+        array = array.cast(pa.timestamp("ms"))
+    missing = np.asarray(array.is_null())
+    ticks = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    times = _scaled(ticks, np.zeros(len(ticks)), _TICKS[array.type.unit])
+    empty, none = pa.nulls(len(ticks), pa.string()), np.zeros(0, np.int64)
+    return _Distinct(None, missing, empty, array, none, none, none, times)
+
+
+def _scaled(whole: np.ndarray, fraction: np.ndarray, factor: int) -> np.ndarray:
+    """Returns whole numbers and fractions in units of 1 / factor; `BAD_TIME` beyond int64."""
+    fits = np.abs(whole.astype(np.float64)) < 2.0**63 / factor
+    scaled = np.where(fits, whole, 0) * np.int64(factor)
+    scaled += np.rint(fraction * factor).astype(np.int64) if factor > 1 else 0
+    return np.where(fits, scaled, BAD_TIME)
+
+
+def _parts(text: str) -> tuple[int, float]:
+    """Returns a number of decimal digits as a whole number and a fraction."""
+    from decimal import Decimal
+
+    number = Decimal(text)
+    if abs(number) >= 2**63:
+        return np.iinfo(np.int64).max, 0.0
+    whole = int(number // 1) - (number < 0 and number % 1 != 0)
+    return whole, float(number - whole)
+
+
+def _text(value: object) -> str | None:
+    """Returns the text of one value of a column that mixes types, as a file would hold it."""
+    if is_missing(value):
         return None
-    array = pa.array(values, from_pandas=True)
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if isinstance(value, bytes | bytearray):
+        return value.decode(errors="replace")
+    return str(value)
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    fits = np.abs(values) < 2.0**63  # False for NaN
-    return np.where(fits, np.round(np.where(fits, values, 0)).astype(np.int64), BAD_TIME)
+def _mask(values: pa.Array) -> np.ndarray:
+    return np.asarray(values.fill_null(False).to_numpy(zero_copy_only=False), bool)
 
 
-def _nanoseconds(values: pd.Series) -> np.ndarray:
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(values.cat.categories.dtype)
-    utc = pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
-    filled = utc.fillna(pd.Timestamp(0, tz="UTC")).dt.tz_localize(None)
-    bad = ((filled.dt.year < 1678) | (filled.dt.year > 2261) | utc.isna()).to_numpy()
-    kept = filled.mask(bad, pd.Timestamp(0))
-    return np.where(bad, BAD_TIME, kept.to_numpy("datetime64[ns]").view(np.int64))
+def _found(kinds: Mapping[str, np.ndarray], column: _Distinct, rows: np.ndarray) -> Seen:
+    """Finds the first value of each kind among distinct values."""
+    if not len(column.missing):
+        return {}
+    counts = first = None
+    if column.codes is not None:
+        codes = column.codes.fill_null(len(column.missing)).to_numpy(zero_copy_only=False)
+        counts = np.bincount(codes, minlength=len(column.missing) + 1)[:-1]
+        first = np.full(len(column.missing) + 1, np.iinfo(np.int64).max)
+        np.minimum.at(first, codes, rows)
+        first = first[:-1]
+    seen = {}
+    for kind, mark in kinds.items():
+        where = np.flatnonzero(mark)
+        if len(where):
+            places = rows[where] if first is None else first[where]
+            at = where[int(np.argmin(places))]
+            text = str(column.texts[int(at)].as_py())
+            number = len(where) if counts is None else int(counts[where].sum())
+            seen[kind] = Example(number, int(places.min()), text)
+    return seen
+
+
+def _merged(chunks: Sequence[Seen]) -> Seen:
+    whole: Seen = {}
+    for chunk in chunks:
+        for kind, example in chunk.items():
+            known = whole.get(kind, example._replace(count=0))
+            first = min(known, example, key=lambda one: one.row)
+            whole[kind] = first._replace(count=known.count + example.count)
+    return whole
+
+
+def _day_first(
+    seen: Seen,
+    name: str,
+    at: Callable[[str], str],
+    told: bool | None,
+    before: bool | None,
+) -> bool | None:
+    if not {"day first", "month first", "either"} & seen.keys():
+        return told
+    wrong = {True: "month first", False: "day first"}
+    if told is not None:
+        if wrong[told] in seen:
+            raise UserError(
+                f"the time column {name!r} holds {at(wrong[told])} (header not counted), which "
+                f"day_first={str(told).lower()} does not allow. Correct that row, or the option."
+            )
+        return told
+    if "day first" in seen and "month first" in seen:
+        raise UserError(
+            f"the time column {name!r} holds {at('day first')}, which has the day first, and "
+            f"{at('month first')}, which has the month first (header not counted). Write all dates "
+            "alike, best as 2024-01-31."
+        )
+    if "day first" in seen or "month first" in seen:
+        return "day first" in seen
+    if before is not None:
+        return before
+    raise UserError(
+        f"the time column {name!r} holds {at('either')} (header not counted), and all of its dates "
+        "can be read with the day or with the month first. Say which: day_first=true or "
+        "day_first=false."
+    )
+
+
+def _advice(text: str) -> str:
+    if re.fullmatch(r"\d{1,2}[-/.]\d{1,2}[-/.]\d{2}(\D.*)?", text):
+        return " Years need four digits."
+    if re.fullmatch(r"\d{1,2}:\d{2}.*", text):
+        return " A time of day needs its date."
+    return ""

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 
+from jaxrec.data.spelling import REFUSED, id_columns, refused
 from jaxrec.typing import UserError
 
 ROLES = ("user", "item")
@@ -12,21 +14,23 @@ _WHOLE_NUMBER = r"0|-?[1-9][0-9]{0,17}"
 
 
 def id_texts(values: pd.Series) -> pd.Series:
-    """Returns ids as texts, so that 1, 1.0 and "1" are one id.
+    """Returns what `jaxrec.ids.id_text` says of each value, so that 1, 1.0 and "1" are one id.
 
     Args:
-      values: (N,) ids: integers, floats, texts, or a mixture. Null and "" are missing.
+      values: (N,) ids of any type, or a mixture of types.
 
     Returns:
-      (N,) texts with the same index, null where missing. "007" is not "7".
+      (N,) texts with the same index, null where missing.
+
+    Raises:
+      UserError: for a value that is no id.
     """
-    codes, uniques = pd.factorize(values)
-    if isinstance(uniques, pd.CategoricalIndex):
-        uniques = pd.Index(uniques.astype(uniques.categories.dtype))
-    texts = _as_text(pd.Index(uniques))
-    texts = texts.where(texts != "")
-    texts = texts.append(pd.Index([None], dtype="str"))
-    return pd.Series(texts.take(np.where(codes < 0, len(texts) - 1, codes)), index=values.index)
+    ids, raw = id_columns(values)
+    if pc.any(pc.equal(raw, REFUSED), min_count=0).as_py():
+        error = refused(values)
+        assert error is not None
+        raise error
+    return pd.Series(ids.to_pandas(), index=values.index, dtype="str")
 
 
 def vocabulary_order(ids: pd.Index) -> np.ndarray:
@@ -71,20 +75,3 @@ def read_vocabularies(path: str | Path) -> dict[str, pd.DataFrame]:
             raise UserError(f"{file} is damaged: an id is there twice, or missing.")
         found[role] = frame.assign(id=ids)
     return found
-
-
-def _as_text(values: pd.Index) -> pd.Index:
-    if len(values) == 0:
-        return pd.Index([], dtype="str")
-    if pd.api.types.is_float_dtype(values.dtype):
-        whole = values[values == np.floor(values)]
-        if len(whole) == len(values) and (np.abs(whole.to_numpy()) < 2.0**53).all():
-            values = values.astype(np.int64)
-        else:
-            values = values.astype(object)
-    if values.dtype == object:
-        # A column that mixes types.
-        series = pd.Series(values)
-        floats = series.map(lambda value: isinstance(value, float) and value.is_integer())
-        values = pd.Index(series.mask(floats, series[floats].map(int)).map(str))
-    return values.astype("str")

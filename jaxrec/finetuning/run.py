@@ -12,7 +12,7 @@ import numpy as np
 from jaxrec import config as configs
 from jaxrec.data import Dataset, Replay, open_dataset, prepare
 from jaxrec.data.dataset import SPLITS
-from jaxrec.data.readers import find_files
+from jaxrec.data.files import find_files
 from jaxrec.data.vocabulary import path_in_workdir
 from jaxrec.finetuning.comparison import compare, measure
 from jaxrec.finetuning.growth import Grown, Growth, Report, grow

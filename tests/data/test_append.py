@@ -89,7 +89,7 @@ def test_two_days_give_what_both_at_once_give(
         options |= {"valid_from": 2, "test_from": 3}
         day1, day2 = [*day1, (1, 1, 0, 1)], [*day2, (1, 1, 0, 1)]
     if split == "untimed":
-        options |= {"split": "leave_last_out", "time_column": None}
+        options |= {"split": "leave_last_out", "time_column": None, "rows_in_time_order": True}
     frames = [pd.DataFrame(day, columns=DAY1.columns) for day in (day1, day2)]
     at_once = prepare(pd.concat(frames, ignore_index=True), path / "both", **options)
     prepare(frames[0], path / "out", shard_events=7, **options)

@@ -106,7 +106,7 @@ def test_names_prepare_with_times_labels_and_titles(tmp_path: Path) -> None:
     assert data.user_vocabulary["occupation"].tolist() == ["executive", "writer"]
     assert data.item_names([1, 2]) == ["Toy Story (1995)", "Amélie"]  # type: ignore[arg-type]
     assert data.labels is not None
-    assert data.times.tolist() == [891717742, 881250949]
+    assert data.times.tolist() == [891717742 * 10**9, 881250949 * 10**9]
     assert [source["name"] for source in data.manifest.sources] == ["movielens-100k.zip"]
     with pytest.raises(UserError, match="named source"):
         prepare(data.user_vocabulary, tmp_path / "other", local=local)

@@ -27,6 +27,7 @@ EVENTS = pd.DataFrame(
         "rating": [1.0, 2, 3, 4, 5, 3],
     }
 )
+TIMED: Options = {"time_column": "timestamp"}
 NAMES = ("users", "items", "times", "split", "labels")
 
 
@@ -78,7 +79,7 @@ def test_what_is_written_is_what_was_built(tmp_path: Path) -> None:
 def test_metadata_follows_the_vocabulary_and_absent_rows_are_null() -> None:
     frame = EVENTS.assign(item_id=[20, 3, 20, 100, 100, 3])
     items = pd.DataFrame({"item_id": ["100", "3", "5", "3"], "title": ["C", "A", "-", "again"]})
-    data = make(frame, items=items)
+    data = make(frame, items=items, metadata_duplicates="first")
     assert data.item_vocabulary["id"].tolist() == ["3", "20", "100"]
     titles = data.item_vocabulary["title"]
     assert titles.isna().tolist() == [False, True, False]
@@ -144,6 +145,7 @@ def test_how_users_are_interleaved_does_not_matter(rows: list, seed: int, split:
     for time_column in ("timestamp", None):
         options: Options = {
             "time_column": time_column,
+            "rows_in_time_order": time_column is None,
             "label_column": "rating",
             "split": split,
         }
@@ -191,10 +193,15 @@ def test_an_empty_frame_is_refused() -> None:
 
 
 def test_the_report_is_an_aligned_table() -> None:
-    lines = format_report(make(EVENTS).manifest.report).splitlines()
+    table, notes = format_report(make(EVENTS).manifest.report).split("\n\n")
+    lines = table.splitlines()
     assert lines[0].startswith("rule  ")
     assert lines[0].endswith("dropped events  left events  left users  left items")
     assert len({len(line) for line in lines}) == 1
+    assert notes.splitlines() == [
+        "- valid: 1 of 3 users can be evaluated; 2 without an event in it, such as '2'",
+        "- test: 1 of 3 users can be evaluated; 2 without an event in it, such as '2'",
+    ]
 
 
 def test_an_output_is_replaced_only_on_request_and_only_when_it_is_a_dataset(
@@ -203,20 +210,20 @@ def test_an_output_is_replaced_only_on_request_and_only_when_it_is_a_dataset(
     out = tmp_path / "out"
     first = prepare(EVENTS, out, time_column="timestamp")
     with pytest.raises(UserError, match="exists already"):
-        prepare(EVENTS, out)
+        prepare(EVENTS, out, **TIMED)
     second = prepare(EVENTS.iloc[:3], out, time_column="timestamp", overwrite=True)
     assert (first.manifest.num_events, second.manifest.num_events) == (6, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").touch()
     with pytest.raises(UserError, match="no dataset"):
-        prepare(EVENTS, tmp_path / "home", overwrite=True)
+        prepare(EVENTS, tmp_path / "home", overwrite=True, **TIMED)
 
 
 def test_a_full_disk_leaves_the_old_dataset_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = prepare(EVENTS, tmp_path / "out")
+    old = prepare(EVENTS, tmp_path / "out", **TIMED)
     write, written = shards.ArrayWriter.append, []
 
     def full(writer: shards.ArrayWriter, values: np.ndarray) -> None:
@@ -228,7 +235,7 @@ def test_a_full_disk_leaves_the_old_dataset_and_nothing_else(
 
     monkeypatch.setattr(shards.ArrayWriter, "append", full)
     with pytest.raises(OSError, match="No space left"):
-        prepare(EVENTS.iloc[:3], tmp_path / "out", overwrite=True)
+        prepare(EVENTS.iloc[:3], tmp_path / "out", overwrite=True, **TIMED)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert open_dataset(tmp_path / "out").manifest == old.manifest
 
@@ -244,8 +251,9 @@ def dies(path, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(path, *rest)
 setattr(module, sys.argv[3], dies)
-frame = pd.DataFrame({"user_id": [1, 2], "item_id": [1, 2]})
-prepare(frame, sys.argv[1], **{name: True for name in sys.argv[5:]})
+frame = pd.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2]})
+times = {} if "append" in sys.argv else {"time_column": "timestamp"}
+prepare(frame, sys.argv[1], **times, **{name: True for name in sys.argv[5:]})
 """
 KILLS = [
     ("assemble", "write_json", "manifest"),
@@ -272,7 +280,7 @@ def test_a_killed_preparation_leaves_no_output_and_the_next_one_tidies_up(
     for path in (tmp_path / "out", left, left / "work"):
         with pytest.raises(UserError, match="not a prepared dataset"):
             open_dataset(path)
-    assert prepare(EVENTS, tmp_path / "out").manifest.num_events == 6
+    assert prepare(EVENTS, tmp_path / "out", **TIMED).manifest.num_events == 6
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -281,7 +289,7 @@ def test_a_killed_preparation_leaves_no_output_and_the_next_one_tidies_up(
 def test_a_killed_change_leaves_the_earlier_dataset(
     tmp_path: Path, where: tuple[str, ...], how: str
 ) -> None:
-    old = prepare(EVENTS, tmp_path / "out")
+    old = prepare(EVENTS, tmp_path / "out", **TIMED)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     kill(tmp_path / "out", *where, how)
     assert open_dataset(tmp_path / "out").manifest == old.manifest
@@ -291,13 +299,13 @@ def test_a_killed_change_leaves_the_earlier_dataset(
 def test_what_a_running_preparation_has_written_so_far_is_left_alone(tmp_path: Path) -> None:
     with store.appearing(tmp_path / "out") as (new, _):
         (new / "file").write_text("mine")
-        prepare(EVENTS, tmp_path / "out")
+        prepare(EVENTS, tmp_path / "out", **TIMED)
         assert (new / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["users.npy", "split.npy"])
 def test_a_shortened_array_does_not_open(tmp_path: Path, name: str) -> None:
-    prepare(EVENTS, tmp_path / "out")
+    prepare(EVENTS, tmp_path / "out", **TIMED)
     path = tmp_path / "out" / name
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match="damaged"):
