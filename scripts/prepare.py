@@ -14,7 +14,16 @@ from absl import flags
 from jaxrec.data import format_report, prepare
 from jaxrec.data.downloads import NAMES
 from jaxrec.data.engines import ENGINES
-from jaxrec.data.recipe import KEEP_NAMES, SPLIT_NAMES, Options, Recipe, choose
+from jaxrec.data.recipe import (
+    DUPLICATE_NAMES,
+    KEEP_NAMES,
+    SPLIT_NAMES,
+    Options,
+    Recipe,
+    choose,
+)
+from jaxrec.data.text_files import QUOTINGS
+from jaxrec.data.times import TIME_UNITS
 from jaxrec.typing import UserError
 
 _DEFAULTS = Recipe()
@@ -23,8 +32,8 @@ _PROGRESS_SECONDS = 5.0
 flags.DEFINE_multi_string(
     "input",
     [],
-    "The log: a .csv, .tsv (also .gz) or .parquet file, a glob or a directory; may be repeated. Or "
-    f"'synthetic', or the name of a public data set: {', '.join(NAMES)}.",
+    "The log: a .csv, .tsv, .inter (also .gz, .bz2, .zst) or .parquet file, a glob or a directory; "
+    f"may be repeated. Or 'synthetic', or the name of a public data set: {', '.join(NAMES)}.",
 )
 flags.DEFINE_string("output", None, "Directory to make. It appears whole or not at all.")
 flags.DEFINE_string("user_column", _DEFAULTS.user_column, "Column of the user ids.")
@@ -33,14 +42,49 @@ flags.DEFINE_string(
     "time_column",
     None,
     "Column of the times: numbers, or dates (UTC unless they say). Without it, rows are in time "
-    "order.",
+    "order; a log with a column that looks like times wants --rows_in_time_order then.",
 )
+flags.DEFINE_bool(
+    "rows_in_time_order", False, "Rows are in time order, although a column looks like times."
+)
+flags.DEFINE_string(
+    "time_unit",
+    _DEFAULTS.time_unit,
+    f"Of times that are numbers: {', '.join(TIME_UNITS)}. auto tells it by their magnitude.",
+)
+flags.DEFINE_enum(
+    "day_first",
+    None,
+    ["true", "false"],
+    "Whether 05/02/2024 is 5 February. Only needed when all dates can be read in two ways.",
+)
+flags.DEFINE_list(
+    "missing_words",
+    list(_DEFAULTS.missing_words),
+    "Texts that stand for a missing id, time or label, besides the empty one; may be empty.",
+)
+flags.DEFINE_string("separator", None, "Of the cells of text files, such as ';' or '::' or '\\t'.")
+flags.DEFINE_string("encoding", None, "Of text files, such as latin-1, cp1250 or utf-16.")
+flags.DEFINE_enum(
+    "quoting",
+    None,
+    list(QUOTINGS),
+    "Of text files: minimal, double quotes hold cells together; none, they are characters as "
+    "others. By default the file tells.",
+)
+flags.DEFINE_list("column_names", None, "Names of all columns of a log without a header.")
 flags.DEFINE_string("label_column", None, "Column of numbers to learn, such as ratings.")
 flags.DEFINE_string("split_column", None, "Column of train, valid and test, for --split=given.")
 flags.DEFINE_string(
     "items", None, "File of item metadata with the item column, e.g. title, genres."
 )
 flags.DEFINE_string("users", None, "File of user metadata with the user column.")
+flags.DEFINE_enum(
+    "metadata_duplicates",
+    _DEFAULTS.metadata_duplicates,
+    list(DUPLICATE_NAMES),
+    "What to do with rows of metadata that say different things of one id.",
+)
 flags.DEFINE_integer("min_user_events", 0, "Drop users with fewer events, until it is stable.")
 flags.DEFINE_integer("min_item_events", 0, "Drop items with fewer events, until it is stable.")
 flags.DEFINE_float("min_label", None, "Drop events with a smaller label.")
@@ -105,6 +149,8 @@ def main() -> None:
     values = FLAGS.flag_values_dict()
     # Flags left alone are not passed on: named inputs know their own columns.
     chosen = {name: values[name] for name in Options.__annotations__ if FLAGS[name].present}
+    if "day_first" in chosen:
+        chosen["day_first"] = FLAGS.day_first == "true"
     dataset = prepare(
         FLAGS.input,
         FLAGS.output,
@@ -117,6 +163,10 @@ def main() -> None:
         overwrite=FLAGS.overwrite,
         local=FLAGS.local,
         downloads=FLAGS.downloads,
+        separator=FLAGS.separator,
+        encoding=FLAGS.encoding,
+        quoting=FLAGS.quoting,
+        column_names=FLAGS.column_names,
         progress=_Progress().show,
         **cast(Options, chosen),
     )

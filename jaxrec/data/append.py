@@ -48,18 +48,18 @@ def merge(earlier: Dataset, log: Log, recipe: Recipe, directory: Path | None = N
     Raises:
       UserError: when the log's times are of another kind.
     """
-    here, there = log.time_source, earlier.manifest.time_source
-    if here != there:
+    source, source_before = log.time_source, earlier.manifest.time_source
+    if source != source_before:
         raise UserError(
-            f"the times of the log are {MEANING[here]} and those of the dataset are "
-            f"{MEANING[there]}. Give times of one kind, or prepare all logs again."
+            f"the times of the log are {MEANING[source]} and those of the dataset are "
+            f"{MEANING[source_before]}. Give times of one kind, or prepare all logs again."
         )
     readings = {log.day_first, earlier.manifest.day_first} - {None}
     if len(readings) > 1:
-        names = {True: "the day", False: "the month"}
+        leading = {True: "the day", False: "the month"}
         raise UserError(
-            f"the dates of the log have {names[bool(log.day_first)]} first and those of the "
-            f"dataset have {names[not log.day_first]} first. Write them alike, best as 2024-01-31."
+            f"the dates of the log have {leading[bool(log.day_first)]} first and those of the "
+            f"dataset {leading[not log.day_first]}. Write them alike, best as 2024-01-31."
         )
     names = [name for name in DTYPES if name in recipe.columns]
     merged = Spool(directory, {name: DTYPES[name] for name in names})

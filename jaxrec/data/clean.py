@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxrec.data.dataset import SPLITS
+from jaxrec.data.dates import BAD_TIME
 from jaxrec.data.engines import ROWS_OF_A_FILE, ChunkColumn, Conversion, Engine
 from jaxrec.data.recipe import Recipe
 from jaxrec.data.report import Report, sample
 from jaxrec.data.spelling import REFUSED, RESPELLED, WORD, as_array, id_columns, refused
 from jaxrec.data.spool import DTYPES, Log, Spool
 from jaxrec.data.times import (
-    BAD_TIME,
     UNITS,
     Reading,
     choose_reading,

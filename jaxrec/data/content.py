@@ -19,6 +19,8 @@ from jaxrec.data.dataset import Dataset
 from jaxrec.typing import UserError
 
 _WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|NaN|inf")
+_NUMBERS = re.compile(rf"\s*[\[(]?\s*(?:(?:{_NUMBER.pattern})[\s,;|]*)+[\])]?\s*")
 
 
 def content_matrix(
@@ -26,11 +28,11 @@ def content_matrix(
 ) -> np.ndarray:
     """Returns (num_items + 1, F) float32: what columns of the item vocabulary say.
 
-    A column of number vectors of one length, such as embeddings made elsewhere, is taken as it is.
-    All others are bags of tokens, hashed together into `hashed_width` signed places
-    (arXiv 0902.2206): the values of a list, the parts of a text with "|" in it, the words of any
-    other text in lower case, or a whole number as one token. Each of the two parts of a row has
-    length 1, or 0 where nothing is known, and row 0 is 0.
+    A column of number vectors of one length, such as embeddings made elsewhere, is taken as it is;
+    an item without one gets zeros. All others are bags of tokens, hashed together into
+    `hashed_width` signed places (arXiv 0902.2206): the values of a list, the parts of a text with
+    "|" in it, the words of any other text in lower case, or a whole number as one token. Each of
+    the two parts of a row has length 1, or 0 where nothing is known, and row 0 is 0.
 
     Args:
       dataset: with metadata of its items (`prepare.py --items=FILE`).
@@ -38,7 +40,8 @@ def content_matrix(
       hashed_width: places of the hashed tokens.
 
     Raises:
-      UserError: for a column that is not there, or of fractions.
+      UserError: for a column that is not there, or of fractions; for vectors of several lengths, or
+        with what is no finite number.
     """
     frame, vectors, tokens = dataset.item_vocabulary, [], []
     for column in columns:
@@ -49,9 +52,10 @@ def content_matrix(
                 "Metadata is joined by scripts/prepare.py --items=FILE."
             )
         values = frame[column]
-        if _is_vectors(values):
-            vectors.append(_unit(np.asarray(values.tolist(), np.float32)))
-        elif pd.api.types.is_float_dtype(values) and (values.dropna() % 1 != 0).any():
+        rows = _number_lists(column, values, frame["id"])
+        if rows is not None:
+            vectors.append(_unit(rows))
+        elif _has_fractions(column, values):
             raise UserError(
                 f"--columns: {column!r} holds fractions. Cut them into ranges with names, or give "
                 "vectors."
@@ -63,8 +67,8 @@ def content_matrix(
         vectors.append(_unit(_hashed(joined, hashed_width)))
     if not vectors:
         raise UserError("--columns is empty. Name at least one column of the item vocabulary.")
-    rows = np.concatenate(vectors, axis=1)
-    return np.concatenate([np.zeros((1, rows.shape[1]), np.float32), rows])
+    matrix = np.concatenate(vectors, axis=1)
+    return np.concatenate([np.zeros((1, matrix.shape[1]), np.float32), matrix])
 
 
 def write_content(
@@ -95,14 +99,59 @@ def read_content(directory: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
         ) from None
 
 
-def _is_vectors(values: pd.Series) -> bool:
-    """Whether all values are float arrays of one length."""
-    arrays = [np.asarray(v) for v in values if isinstance(v, list | tuple | np.ndarray)]
-    return (
-        len(arrays) == len(values)
-        and all(a.ndim == 1 and a.dtype.kind == "f" for a in arrays)
-        and len({len(a) for a in arrays}) == 1
+def _number_lists(column: str, values: pd.Series, ids: pd.Series) -> np.ndarray | None:
+    """Returns (N, F) float32 of a column of vectors, zeros where there is none; else None."""
+    lists = {
+        place: np.asarray(value)
+        for place, value in enumerate(values)
+        if isinstance(value, list | tuple | np.ndarray) and len(value)
+    }
+    if not lists or all(array.dtype.kind in "USO" for array in lists.values()):
+        return None
+    width = len(next(iter(lists.values())))
+    rows = np.zeros((len(values), width), np.float32)
+    for place, value in enumerate(values):
+        array = lists.get(place)
+        if array is None:
+            if not isinstance(value, list | tuple | np.ndarray) and not pd.isna(value):
+                raise _no_vector(column, ids.iloc[place], f"holds {str(value)[:40]!r}")
+            continue
+        if array.ndim != 1 or array.dtype.kind not in "iuf":
+            raise _no_vector(column, ids.iloc[place], "holds something else than numbers")
+        if len(array) != width:
+            wrong = f"has {len(array)} numbers, and others have {width}"
+            raise _no_vector(column, ids.iloc[place], wrong)
+        rows[place] = array
+        if not np.isfinite(rows[place]).all():
+            raise _no_vector(column, ids.iloc[place], "has a number that is not finite")
+    return rows
+
+
+def _no_vector(column: str, item: object, what: str) -> UserError:
+    return UserError(
+        f"--columns: {column!r} holds vectors, and that of item {item!r} {what}. Give each item as "
+        "many finite numbers, or none; tags are texts."
     )
+
+
+def _has_fractions(column: str, values: pd.Series) -> bool:
+    """Whether a column is of numbers with fractions, as numbers or as text.
+
+    Raises:
+      UserError: when each text is several such numbers: a vector that was not read as one.
+    """
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        return bool((values.dropna().astype(np.float64) % 1 != 0).any())
+    texts = [value for value in values if isinstance(value, str)]
+    if not texts or not all(_NUMBERS.fullmatch(text) for text in texts):
+        return False
+    fractions = any("." in text or "e" in text.lower() for text in texts)
+    if fractions and any(len(_NUMBER.findall(text)) > 1 for text in texts):
+        raise UserError(
+            f"--columns: {column!r} holds several numbers in a text, such as {texts[0][:40]!r}. "
+            "Write vectors as [0.1, 0.2], or as lists in a Parquet file."
+        )
+    return fractions
 
 
 def _tokens(value: Any) -> Iterable[str]:
@@ -110,7 +159,7 @@ def _tokens(value: Any) -> Iterable[str]:
         return [str(part) for part in value]
     if pd.isna(value):
         return []
-    if isinstance(value, float):
+    if isinstance(value, float) and value.is_integer():
         return [str(int(value))]  # a column of whole numbers in which some are missing
     text = str(value)
     return [t.strip() for t in text.split("|")] if "|" in text else _WORD.findall(text.lower())

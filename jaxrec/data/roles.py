@@ -1,7 +1,7 @@
 """Columns of a log that have no role: what the report says, and whether one is the times."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -96,5 +96,5 @@ def _is_of_this_century(values: Column, factor: int) -> bool:
     return bool(numbers.nunique() > 1 and numbers.between(low, high).all())
 
 
-def _words(name: str) -> Collection[str]:
+def _words(name: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}

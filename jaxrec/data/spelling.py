@@ -114,14 +114,14 @@ def _unique_ids(uniques: pa.Array, words: Collection[str]) -> tuple[pa.Array, pa
         numbers = uniques.cast(pa.float64()).to_numpy(zero_copy_only=False)
         if ((numbers == np.floor(numbers)) & (np.abs(numbers) < _EXACT)).all():
             return _marked(uniques, pa.array(numbers.astype(np.int64)).cast(pa.string()), words)
-        return _one_by_one(list(uniques.to_numpy(zero_copy_only=False)), words, spelled=False)
+        return _one_by_one(list(uniques.to_numpy(zero_copy_only=False)), words)
     if is_bytes(kind):
         try:
             uniques = uniques.cast(pa.binary()).cast(pa.string())
         except pa.ArrowInvalid:
             return _one_by_one(uniques.to_pylist(), words)
     if not is_text(uniques.type):
-        return _one_by_one(uniques.to_pylist(), words, spelled=False)
+        return _one_by_one(uniques.to_pylist(), words)
     texts = uniques.cast(pa.large_string())
     odd = pc.match_substring_regex(texts, _NOT_PLAIN).fill_null(False)
     if not pc.any(odd, min_count=0).as_py():
@@ -143,16 +143,14 @@ def _marked(values: pa.Array, ids: pa.Array, words: Collection[str]) -> tuple[pa
     return pc.if_else(marked, None, ids), pc.if_else(marked, raw, None)
 
 
-def _one_by_one(
-    values: Sequence[Any], words: Collection[str], *, spelled: bool = True
-) -> tuple[pa.Array, pa.Array]:
+def _one_by_one(values: Sequence[Any], words: Collection[str]) -> tuple[pa.Array, pa.Array]:
     known: dict[tuple[type, Any], tuple[str | None, str | None]] = {}
     found = []
     for value in values:
         try:
             key = (type(value), value)
             if key not in known:
-                known[key] = _spell(value, words, spelled)
+                known[key] = _spell(value, words)
             found.append(known[key])
         except TypeError:  # what has no hash is no id either
             found.append((None, REFUSED))
@@ -160,7 +158,7 @@ def _one_by_one(
     return pa.array(ids, pa.string()), pa.array(raw, pa.string())
 
 
-def _spell(value: Any, words: Collection[str], spelled: bool) -> tuple[str | None, str | None]:
+def _spell(value: Any, words: Collection[str]) -> tuple[str | None, str | None]:
     if is_missing(value):
         return None, None
     try:
@@ -169,10 +167,11 @@ def _spell(value: Any, words: Collection[str], spelled: bool) -> tuple[str | Non
         return None, REFUSED
     if text is not None and text in words:
         return None, WORD + text
-    if text is None or not spelled:
-        return text, None
-    before = value.decode() if isinstance(value, bytes | bytearray) else str(value)
-    return text, None if before == text else RESPELLED + before
+    if isinstance(value, bytes | bytearray):
+        value = value.decode()
+    # A number is spelled by its type, and not otherwise.
+    other = text is not None and isinstance(value, str) and value != text
+    return text, RESPELLED + value if other else None
 
 
 def refused(values: Iterable[Any]) -> UserError | None:

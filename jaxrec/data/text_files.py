@@ -236,7 +236,11 @@ def unreadable(path: Path, error: Exception) -> UserError:
 
 def open_text(file: TextFile) -> Any:
     """Opens a file as bytes of UTF-8 whose separator is one byte."""
-    raw = pa.input_stream(str(file.path), compression=compression_of(file.path))
+    raw: Any
+    if file.path.is_file():
+        raw = pa.input_stream(str(file.path), compression=compression_of(file.path))
+    else:
+        raw = file.path.open("rb")  # a pipe
     usual = codecs.lookup(file.encoding).name in ("utf-8", "utf-8-sig")
     if usual and _single(file.separator) == file.separator:
         return raw
@@ -321,7 +325,8 @@ def _with_names(file: TextFile, form: TextFormat) -> TextFile:
     if first is None:
         raise _empty(file.path)
     "".join(first).encode()  # raises for what is no UTF-8
-    names, types = tuple(first), ()
+    names: tuple[str, ...] = tuple(first)
+    types: tuple[str, ...] = ()
     if form.column_names is not None:
         names = tuple(form.column_names)
         if len(names) != len(first):
@@ -383,7 +388,7 @@ def _count_rows(file: TextFile, *, quotes: bool) -> int | None:
     try:
         with open_text(file) as stream:
             lines = io.TextIOWrapper(
-                io.BufferedReader(_Raw(stream)),  # type: ignore[type-var] # reads, no more
+                io.BufferedReader(_Raw(stream)),
                 "utf-8",
                 "surrogateescape",
                 newline="",
@@ -427,13 +432,16 @@ def _row_number(file: TextFile, bad: Any) -> int | None:
     try:
         with open_text(file) as stream:
             lines = io.TextIOWrapper(
-                io.BufferedReader(_Raw(stream)),  # type: ignore[type-var] # reads, no more
+                io.BufferedReader(_Raw(stream)),
                 "utf-8",
                 "surrogateescape",
                 newline="",
             )
-            quoting = csv.QUOTE_MINIMAL if file.quoting == "minimal" else csv.QUOTE_NONE
-            rows = csv.reader(lines, delimiter=_single(file.separator), quoting=quoting)
+            rows = csv.reader(
+                lines,
+                delimiter=_single(file.separator),
+                quoting=csv.QUOTE_NONE if file.quoting == "none" else csv.QUOTE_MINIMAL,
+            )
             number = 0
             for row in rows:
                 number += bool(row)

@@ -56,9 +56,13 @@ class Reading(NamedTuple):
 
 
 class Example(NamedTuple):
-    """The first value of a kind: how many there are, its row and its text."""
+    """The first value of a kind.
 
-    count: int
+    Attributes:
+      row: where it is.
+      text: what it is.
+    """
+
     row: int
     text: str
 
@@ -196,7 +200,9 @@ def time_columns(
     if column.moments is not None:
         times = column.moments
     elif reading.source == "dates":
-        times = read_dates(column.texts, day_first=reading.day_first)[0]
+        days = pa.array(column.whole).cast(pa.string())  # of 20240131.0, too
+        texts = pc.if_else(pa.array(column.is_number), days, column.texts)
+        times = read_dates(texts, day_first=reading.day_first)[0]
     else:
         times = _scaled(column.whole, column.fraction, UNITS[reading.source][1])
         times[~column.is_number] = BAD_TIME
@@ -391,10 +397,9 @@ def _found(kinds: Mapping[str, np.ndarray], column: _Distinct, rows: np.ndarray)
     """Finds the first value of each kind among distinct values."""
     if not len(column.missing):
         return {}
-    counts = first = None
+    first = None
     if column.codes is not None:
         codes = column.codes.fill_null(len(column.missing)).to_numpy(zero_copy_only=False)
-        counts = np.bincount(codes, minlength=len(column.missing) + 1)[:-1]
         first = np.full(len(column.missing) + 1, np.iinfo(np.int64).max)
         np.minimum.at(first, codes, rows)
         first = first[:-1]
@@ -405,8 +410,7 @@ def _found(kinds: Mapping[str, np.ndarray], column: _Distinct, rows: np.ndarray)
             places = rows[where] if first is None else first[where]
             at = where[int(np.argmin(places))]
             text = str(column.texts[int(at)].as_py())
-            number = len(where) if counts is None else int(counts[where].sum())
-            seen[kind] = Example(number, int(places.min()), text)
+            seen[kind] = Example(int(places.min()), text)
     return seen
 
 
@@ -414,9 +418,7 @@ def _merged(chunks: Sequence[Seen]) -> Seen:
     whole: Seen = {}
     for chunk in chunks:
         for kind, example in chunk.items():
-            known = whole.get(kind, example._replace(count=0))
-            first = min(known, example, key=lambda one: one.row)
-            whole[kind] = first._replace(count=known.count + example.count)
+            whole[kind] = min(whole.get(kind, example), example, key=lambda one: one.row)
     return whole
 
 

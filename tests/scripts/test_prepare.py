@@ -16,6 +16,7 @@ from jaxrec.data import open_dataset
 
 ROOT = Path(__file__).parents[2]
 LOG = "user_id,item_id,timestamp\n" + "".join(f"{u},{i},{i}\n" for u in (1, 2) for i in range(5))
+TIMED = "--time_column=timestamp"
 REAL = ROOT.parent / "shared" / "data" / "ml-100k"
 
 
@@ -39,8 +40,10 @@ def run(*flags: str, limit: Callable[[], object] | None = None) -> tuple[int, st
 def fails(directory: Path, *flags: str, content: str = LOG) -> str:
     """Runs on a log, checks that it failed as it should, and returns the one line it said."""
     (directory / "log.csv").write_text(content)
+    names = [flag.partition("=")[0] for flag in flags]
+    times = () if "--time_column" in names else ("--time_column=timestamp",)
     code, out, err = run(
-        f"--input={directory / 'log.csv'}", f"--output={directory / 'out'}", *flags
+        f"--input={directory / 'log.csv'}", f"--output={directory / 'out'}", *times, *flags
     )
     assert code == 1, err
     assert "Traceback" not in err
@@ -110,7 +113,7 @@ def test_a_misspelt_flag_names_the_closest() -> None:
 
 def test_an_output_that_exists(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(LOG)
-    flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}")
+    flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}", TIMED)
     assert run(*flags)[0] == 0
     code, _, err = run(*flags)
     assert (code, "exists already" in err) == (1, True)
@@ -133,7 +136,7 @@ def test_a_disk_that_fills_while_files_are_sorted(tmp_path: Path) -> None:
     rows = "".join(f"{i % 977},{i % 89},{i}\n" for i in range(100_000))
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + rows)
     flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}")
-    assert run(*flags)[0] == 0
+    assert run(*flags, TIMED)[0] == 0
     before = (tmp_path / "out" / "manifest.json").read_bytes()
     for more in ("--overwrite", "--append"):
         code, _, err = run(
@@ -167,7 +170,7 @@ def test_a_memory_limit_that_is_no_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sort", [True, False])
 def test_a_killed_preparation_leaves_the_earlier_dataset(tmp_path: Path, sort: bool) -> None:
     (tmp_path / "log.csv").write_text(LOG)
-    flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}")
+    flags = (f"--input={tmp_path / 'log.csv'}", f"--output={tmp_path / 'out'}", TIMED)
     assert run(*flags)[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     os.mkfifo(tmp_path / "day.csv")
