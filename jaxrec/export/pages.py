@@ -128,8 +128,8 @@ _CARD = """# Model card: {model}
 
 ## What it is
 
-`{model}`, trained with `{objective}` and taken at step {step}: {numbers} numbers in {size} bytes.
-It recommends from {reads}, and nothing else about a person goes in. All settings are in
+`{model}`, trained with `{objective}`{head} and taken at step {step}: {numbers} numbers in {size}
+bytes. It recommends from {reads}, and nothing else about a person goes in. All settings are in
 `config.json`.
 
 ## Data
@@ -154,8 +154,8 @@ an online experiment to say.
 - What was popular in the data is recommended more: see coverage, novelty and the groups above.
 - It learned from behaviour alone, with the biases in it, and knows nothing of rules, stock, age or
   consent. Those are for masks around it.
-- Scores order the items of one request. They are no probabilities, and are not to be compared
-  between requests or models.
+- A score is {means}.{left}
+- Scores are not to be compared between models, and between requests only as far as that says.
 """
 
 
@@ -224,25 +224,33 @@ def script(manifest: Mapping[str, Any]) -> str:
 def model_card(
     manifest: Mapping[str, Any],
     dataset: Dataset,
-    config: Any,
     params: Params,
     evaluations: Mapping[str, Evaluation],
+    *,
+    left: Sequence[str] = (),
 ) -> str:
     """Returns model_card.md of an artefact.
 
     Args:
       manifest: what the artefact's manifest says of the model.
       dataset: what it was trained on.
-      config: the experiment's.
       params: its parameters.
       evaluations: by split.
+      left: heads of the model that no program computes.
     """
-    leaves, about = jax.tree.leaves(params), dataset.manifest
+    leaves, about, score = jax.tree.leaves(params), dataset.manifest, manifest["score"]
     histories = "history" in manifest["shown"]
     return _CARD.format(
         model=manifest["model"],
         step=f"{manifest['step']:,}",
-        objective=type(config.objective).__name__,
+        objective=score["objective"],
+        head=f" of the head `{score['head']}`" if score["head"] else "",
+        means=score["means"],
+        left=(
+            f" The heads {', '.join(left)} are among the weights, and no program computes them."
+            if left
+            else ""
+        ),
         numbers=f"{sum(leaf.size for leaf in leaves):,}",
         size=f"{sum(leaf.size * leaf.dtype.itemsize for leaf in leaves):,}",
         reads=f"the newest {manifest['max_len']} items of a history" if histories else "who asks",
