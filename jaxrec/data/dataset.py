@@ -27,6 +27,7 @@ import pandas as pd
 
 from jaxrec.data.shards import ShardedArray, num_shards, shard_names
 from jaxrec.data.spool import CHUNK_EVENTS
+from jaxrec.ids import id_text
 from jaxrec.typing import UserError
 
 FORMAT = 2
@@ -250,7 +251,7 @@ def vocabulary_fingerprint(vocabulary: pd.DataFrame) -> str:
 
 
 def _lookup(vocabulary: pd.DataFrame, original: object, what: str) -> int:
-    rows = np.flatnonzero((vocabulary["id"] == str(original)).to_numpy())
+    rows = np.flatnonzero((vocabulary["id"] == id_text(original)).to_numpy())
     if not len(rows):
         raise UserError(
             f"{what} {original!r} is not in the vocabulary of {len(vocabulary):,} {what}s that the "

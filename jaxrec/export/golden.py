@@ -37,12 +37,13 @@ def check_golden(artefact: Artefact) -> None:
         )
 
 
-def check_onnx(output: Path, golden: dict[str, Any]) -> None:
+def check_onnx(output: Path, golden: dict[str, Any], known: np.ndarray) -> None:
     """Asks ONNX programs that were just written the golden requests, and the scores of the answers.
 
     Args:
       output: where recommend.onnx and score.onnx lie.
       golden: what the model itself answers, computed in float32.
+      known: (num_items + 1,) bool, the items that may be recommended.
 
     Raises:
       UserError: naming the program, the request and the place with the worst difference, or what
@@ -53,7 +54,7 @@ def check_onnx(output: Path, golden: dict[str, Any]) -> None:
     shown = {name: np.array(value, np.int32) for name, value in golden["shown"].items()}
     exclude = np.array(golden["exclude"], np.int32)
     rows = len(exclude)
-    limits = {"exclude": exclude, "mask": np.zeros(rows, np.int32)}
+    limits = {"exclude": exclude, "mask": np.zeros(rows, np.int32), "masks": known[None]}
     if "history" in shown:
         limits["mask_seen"] = np.ones(rows, bool)
     width = max(1, *map(len, golden["items"]))
@@ -66,9 +67,9 @@ def check_onnx(output: Path, golden: dict[str, Any]) -> None:
         raise UserError(
             f"ONNX Runtime cannot run the programs of this model ({said}); {INSTEAD}"
         ) from None
-    wanted = golden["items"], golden["scores"]
     for name, found in (("recommend", (items, scores)), ("score", (asked, again))):
-        if told := difference(*wanted, *found, golden["tolerance"]):
+        wanted = golden["items"], golden["scores"]
+        if told := difference(*wanted, found[0], found[1], golden["tolerance"]):
             raise UserError(
                 f"the ONNX program {name!r} does not answer as the model does: {told}; {INSTEAD}"
             )
@@ -77,11 +78,7 @@ def check_onnx(output: Path, golden: dict[str, Any]) -> None:
 def _answered(runtime: Any, path: Path, given: dict[str, np.ndarray]) -> list[np.ndarray]:
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # what it says is in what it raises
-    session = runtime.InferenceSession(path, options)
-    shapes = {put.name: put.shape for put in session.get_inputs()}
-    if "masks" in shapes:  # everything is allowed
-        given = given | {"masks": np.ones((1, shapes["masks"][1]), bool)}
-    return list(session.run(None, given))
+    return list(runtime.InferenceSession(path, options).run(None, given))
 
 
 def difference(

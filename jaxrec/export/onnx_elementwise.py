@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from jax import lax
 
-from jaxrec.export.onnx_graph import INSTEAD, Graph, Lowering, Value
+from jaxrec.export.golden import INSTEAD
+from jaxrec.export.onnx_graph import Graph, Lowering, Value
 from jaxrec.typing import UserError
 
 _WIDE: dict[np.dtype, np.dtype] = {

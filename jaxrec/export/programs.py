@@ -143,14 +143,16 @@ def shapes_of(spec: Spec, weights: dict[str, Any], inputs: tuple[str, ...]) -> d
     return {name: shapes[name] for name in inputs}
 
 
-def recommend_with(spec: Spec, params: Params) -> Callable[..., tuple[jax.Array, jax.Array]]:
+def recommend_with(
+    spec: Spec, params: Params, known: jax.Array
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Returns `recommend` as the model itself answers in this process, of what it is shown.
 
-    Programs in files are compared with it. It takes SHOWN and `exclude` by name, allows every item,
-    and leaves out what is in the history.
+    Programs in files are compared with it. It takes SHOWN and `exclude` by name, allows the items
+    that are known, (V,) bool, and leaves out what is in the history.
     """
     weights = by_name(params)
-    masks = jnp.ones((1, spec.num_items + 1), bool)
+    masks = known[None]
 
     def recommend(
         weights: dict[str, jax.Array], exclude: jax.Array, shown: dict[str, jax.Array]

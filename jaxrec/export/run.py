@@ -31,6 +31,8 @@ from jaxrec.export.ann import (
 from jaxrec.export.artefact import (
     FORMAT,
     GOLDEN,
+    KNOWN_ITEMS,
+    KNOWN_USERS,
     MANIFEST,
     NO_FLATBUFFERS,
     POPULARITY,
@@ -53,6 +55,7 @@ from jaxrec.objectives import FullSoftmax
 from jaxrec.ops.topk import top_k_dot
 from jaxrec.sharding import MeshConfig
 from jaxrec.training import Experiment, load_trained
+from jaxrec.training.known import known_rows
 from jaxrec.training.trained import fetch
 from jaxrec.typing import Params, UserError
 
@@ -71,6 +74,10 @@ class _Source:
     params: Params  # on one device
     k: int
     head: str | None = None
+
+    @functools.cached_property
+    def known(self) -> dict[str, np.ndarray]:
+        return known_rows(self.experiment, self.params)
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -196,6 +203,7 @@ def export_run(
         _write_vocabulary(dataset.item_vocabulary, new, "item")
         if "users" in source.shown:
             _write_vocabulary(dataset.user_vocabulary, new, "user")
+        _write_known(source, new)
         np.save(new / POPULARITY, dataset.item_counts, allow_pickle=False)
         manifest |= _write_samples(manifest, source, new, ann)
         write_json(new / "config.json", to_dict(config))
@@ -239,6 +247,7 @@ def check_formats(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder)
         manifest = _about(source) | _write_formats(source, formats, output)
+        _write_known(source, output)
         _write_samples(manifest, source, output, None)
 
 
@@ -292,6 +301,12 @@ def _write_formats(source: _Source, formats: Sequence[str], output: Path) -> dic
         if name in formats or name == "safetensors":
             told |= FORMATS[name](source, output)
     return told
+
+
+def _write_known(source: _Source, output: Path) -> None:
+    np.save(output / KNOWN_ITEMS, source.known["item"], allow_pickle=False)
+    if "users" in source.shown:
+        np.save(output / KNOWN_USERS, source.known["user"], allow_pickle=False)
 
 
 def _measure(source: _Source) -> dict[str, Evaluation]:
@@ -349,7 +364,8 @@ def _write_samples(
     dataset = source.experiment.dataset
     questions = questions_of(dataset, source.shown, max_len_of(source.experiment.config.data))
     if "onnx" in manifest:
-        check_onnx(output, _wanted(_in_float32(source), source, questions))
+        wanted = _wanted(_in_float32(source), source, questions)
+        check_onnx(output, wanted, source.known["item"])
     if not manifest["programs"]:
         return {}
     artefact = open_programs(output, manifest)
@@ -376,7 +392,8 @@ def _write_samples(
 
 def _wanted(spec: Spec, source: _Source, questions: Questions) -> dict[str, Any]:
     """Returns golden requests with what a model itself answers in this process."""
-    answers = answers_of(recommend_with(spec, source.params), questions, GOLDEN_REQUESTS)
+    recommend = recommend_with(spec, source.params, jnp.asarray(source.known["item"]))
+    answers = answers_of(recommend, questions, GOLDEN_REQUESTS)
     dtype = jax.eval_shape(functools.partial(item_vectors, spec), by_name(source.params)).dtype
     return golden_of(answers, dtype)
 
