@@ -76,6 +76,21 @@ class Manifest:
     lineage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     format: int = FORMAT
 
+    def unix_seconds(self, times: np.ndarray) -> np.ndarray:
+        """Returns times of the data set as float64 seconds since 1970; counters as they are.
+
+        Numbers of a log's own are read by their size: seconds, milli-, micro- or nanoseconds of
+        this age, or else counters, which are small.
+        """
+        seconds = np.asarray(times).astype(np.float64)
+        if self.dates:
+            return seconds / 1e9
+        largest = float(np.abs(seconds).max(initial=0))
+        for power in (9, 6, 3):
+            if largest >= 10 ** (8 + power):
+                return seconds / 10**power
+        return seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
