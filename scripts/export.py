@@ -33,6 +33,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("data", None, "Dataset directory; the one of the training run when not said.")
 flags.DEFINE_integer("step", None, "Step of the checkpoint; the best one when not said.")
+flags.DEFINE_string(
+    "head", None, "Head whose output is the score, of a model that has several or ranks without."
+)
 flags.DEFINE_bool(
     "measure", True, "Measure the model on validation and test split for its card, in full."
 )
@@ -53,6 +56,7 @@ def main() -> None:
         k=FLAGS.k,
         ann=FLAGS.ann,
         step=FLAGS.step,
+        head=FLAGS.head,
         measure=FLAGS.measure,
     )
     for name, told in manifest["files"].items():
@@ -61,6 +65,7 @@ def main() -> None:
         recall = f"recall@{manifest['k']} {told['recall']:.4f}"
         latency = f"p50 {told['p50_ms']} ms, p99 {told['p99_ms']} ms"
         print(f"{FLAGS.ann} with effort {told['effort']}: {recall}, {latency}")
+    print(f"a score is {manifest['score']['means']}")
     print(f"{FLAGS.output}: {manifest['fingerprint'][:12]}, step {manifest['step']}")
 
 

@@ -3,13 +3,17 @@
 python scripts/recommend.py --workdir=runs/a --user=196 -k 10
 """
 
+from typing import Any
+
 import numpy as np
 from _main import run
 from _run import dataset_of
 from absl import flags
 
-from jaxrec.evaluation import requests_for
+from jaxrec.data.batches import fields_read
+from jaxrec.evaluation import Requests, requests_for
 from jaxrec.training import load_trained
+from jaxrec.training.known import known_rows
 from jaxrec.typing import UserError
 
 flags.DEFINE_string("workdir", None, "Directory of a run that scripts/train.py made.")
@@ -39,19 +43,43 @@ def main() -> None:
         histories.append(np.array([dataset.item_index(item) for item in FLAGS.history]))
         names.append("your history")
     experiment, params, _ = load_trained(FLAGS.workdir, dataset, step=FLAGS.step)
-    if FLAGS.history and "users" in experiment.model.bind(params).tables:
+    knows_users = "users" in fields_read(experiment.config.data)
+    if FLAGS.history and knows_users:
         raise UserError(
             "this model knows users by their row of a table and cannot read --history. Use --user."
         )
-    requests = requests_for(histories, np.array(users), dataset.num_items)
-    recommended = experiment.recommender(params).recommend(
-        requests, FLAGS.k, mask_seen=FLAGS.mask_seen
-    )
+    known = known_rows(experiment, params)
+    shown = [history[known["item"][history]] for history in histories]
+    for name, user, history in zip(names, users, shown, strict=True):
+        if knows_users and not known["user"][user]:
+            raise UserError(
+                f"{name} has no training event, so the model knows nothing of this user. Choose "
+                "another user, or train on data that has events of this one."
+            )
+        if not knows_users and not len(history):
+            raise UserError(
+                f"the model knows no item of the history of {name}: none of them was trained. "
+                "Choose another user, or say --history=ID,ID."
+            )
+    requests = requests_for(histories if knows_users else shown, np.array(users), dataset.num_items)
+    recommended = _known_alone(experiment.recommender(params), requests, known["item"])
     for name, history, items in zip(names, histories, recommended, strict=True):
         print(name)
         if FLAGS.shown:
             print("  watched:     " + " · ".join(dataset.item_names(history[-FLAGS.shown :])))
-        print("  recommended: " + " · ".join(dataset.item_names(items[items > 0])))
+        print("  recommended: " + " · ".join(dataset.item_names(items)))
+
+
+def _known_alone(recommender: Any, requests: Requests, known: np.ndarray) -> list[np.ndarray]:
+    """Returns the best items of each user, without those that the model has not learned."""
+    wanted, most = min(FLAGS.k, int(known.sum())), requests.num_items
+    ask = min(FLAGS.k, most)
+    while True:
+        lists = recommender.recommend(requests, ask, mask_seen=FLAGS.mask_seen)
+        kept = [row[known[row]][:wanted] for row in lists]
+        if ask == most or min(map(len, kept)) == wanted:
+            return kept
+        ask = min(2 * ask, most)
 
 
 if __name__ == "__main__":

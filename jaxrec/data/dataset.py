@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,6 +116,7 @@ class Dataset:
       labels: (num_events,) float32, or None.
       user_vocabulary, item_vocabulary: frames with a text column `id`; row i is index i + 1. Item
         metadata such as `title` and `genres` are further columns.
+      trained_rows: what `trained` says, where a run knows more than its events tell.
     """
 
     manifest: Manifest
@@ -126,6 +128,7 @@ class Dataset:
     user_vocabulary: pd.DataFrame
     item_vocabulary: pd.DataFrame
     stored_offsets: np.ndarray | None = None
+    trained_rows: Mapping[str, np.ndarray] | None = None
 
     @property
     def num_users(self) -> int:
@@ -157,6 +160,24 @@ class Dataset:
         """Returns the positive events of a user in all splits: (N,) int32 items, oldest first."""
         where = slice(*self.offsets[[user, user + 1]])
         found: np.ndarray = self.items[where][self.split[where] < NOT_POSITIVE]
+        return found
+
+    @functools.cached_property
+    def trained(self) -> Mapping[str, np.ndarray]:
+        """Which rows were ever trained: "user" (num_users + 1,) and "item" (num_items + 1,) bool.
+
+        Those with a training event in this data set, unless `trained_rows` says otherwise. The row
+        of any other user or item is what it was born with, and tells nothing of them.
+        """
+        if self.trained_rows is not None:
+            return self.trained_rows
+        rows = {"user": (self.users, self.num_users), "item": (self.items, self.num_items)}
+        found = {role: np.zeros(count + 1, bool) for role, (_, count) in rows.items()}
+        for start in range(0, len(self.split), CHUNK_EVENTS):
+            where = slice(start, start + CHUNK_EVENTS)
+            trains = np.asarray(self.split[where]) == TRAIN
+            for role, (indices, _) in rows.items():
+                found[role][np.asarray(indices[where])[trains]] = True
         return found
 
     def user_index(self, user_id: object) -> int:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from jaxrec.export.ann import Index
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
 GOLDEN, SNAPSHOT, POPULARITY = "golden.json", "snapshot.json", "popularity.npy"
+KNOWN_ITEMS, KNOWN_USERS = "known_items.npy", "known_users.npy"
 NO_FLATBUFFERS = (
     "jax writes and reads programs with the package flatbuffers, which is not here. Install it: "
     "pip install 'jaxrec[export]'."
@@ -87,6 +88,19 @@ class Artefact:
         return np.load(self.path / POPULARITY)
 
     @functools.cached_property
+    def known_items(self) -> np.ndarray:
+        """(num_items + 1,) bool: items that were trained, or whose content the model knows.
+
+        The vectors of others are what they were born with, so they are not recommended.
+        """
+        return np.load(self.path / KNOWN_ITEMS)
+
+    @functools.cached_property
+    def known_users(self) -> np.ndarray | None:
+        """(num_users + 1,) bool: users that were trained; None if the model knows no users."""
+        return np.load(self.path / KNOWN_USERS) if "users" in self.shown else None
+
+    @functools.cached_property
     def golden(self) -> dict[str, Any]:
         """Requests and what was answered when it was made; see `jaxrec.export.golden`."""
         return json.loads((self.path / GOLDEN).read_text(encoding="utf-8"))
@@ -120,6 +134,7 @@ class Artefact:
           users: (b,) int32, for models that are shown users.
           exclude: (b, e) int32, items to leave out; 0 does nothing.
           masks: (g, num_items + 1) bool, lists of items that may be recommended; all by default.
+            Items that the model does not know are left out of each.
           mask: (b,) int32, the list that holds for each user; the first by default.
           mask_seen: bool or (b,) bool: leave out what is in the history.
 
@@ -134,8 +149,7 @@ class Artefact:
         rows = np.shape(next(iter(shown.values())))[:1]
         if exclude is None:
             exclude = np.zeros((*rows, 1), np.int32)
-        if masks is None:
-            masks = self._everything
+        masks = self._everything if masks is None else self._known(masks)
         if mask is None:
             mask = np.zeros(rows, np.int32)
         if np.ndim(mask_seen) == 0:
@@ -147,14 +161,23 @@ class Artefact:
     def score(
         self, items: Array, *, history: Array | None = None, users: Array | None = None
     ) -> jax.Array:
-        """Returns (b, c) float32 scores of items (b, c) int32, -inf at 0. Raises UserError."""
-        result: jax.Array = self._call("score", {**self._shown(history, users), "items": items})
-        return result
+        """Returns (b, c) float32 scores of items (b, c) int32. Raises UserError.
+
+        They are -inf at 0 and of items that the model does not know.
+        """
+        found = self._call("score", {**self._shown(history, users), "items": items})
+        return jnp.where(self._everything[0][jnp.asarray(items)], found, -jnp.inf)
 
     def similar(self, items: Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the k items most like each of items (b,) int32, and cosines. Raises UserError."""
-        result: tuple[jax.Array, jax.Array] = self._call("similar", {"item": items})
-        return result
+        """Returns the k items most like each of items (b,) int32, and cosines. Raises UserError.
+
+        Items that the model does not know are left out, and 0 and -inf fill up the end.
+        """
+        found, cosines = self._call("similar", {"item": items})
+        kept = self._everything[0][found]
+        order = jnp.argsort(~kept, axis=1, stable=True)
+        found, cosines = jnp.where(kept, found, 0), jnp.where(kept, cosines, -jnp.inf)
+        return jnp.take_along_axis(found, order, 1), jnp.take_along_axis(cosines, order, 1)
 
     def user_vectors(
         self, *, history: Array | None = None, users: Array | None = None
@@ -186,7 +209,7 @@ class Artefact:
         left_out = [np.zeros((rows, 1), np.int32) if exclude is None else np.asarray(exclude)]
         if history is not None:
             left_out.append(np.where(np.reshape(mask_seen, (-1, 1)), np.asarray(history), 0))
-        masks = self._everything if masks is None else masks
+        masks = self._everything if masks is None else self._known(masks)
         mask = np.zeros(rows, np.int32) if mask is None else mask
         excluded = np.concatenate(left_out, axis=1)
         return self._index.search_among(
@@ -204,7 +227,12 @@ class Artefact:
 
     @functools.cached_property
     def _everything(self) -> jax.Array:
-        return jnp.ones((1, self.num_items + 1), bool)
+        return jnp.asarray(self.known_items)[None]
+
+    def _known(self, masks: Array) -> Array:
+        """Returns lists without what the model does not know; lists of a wrong kind as they are."""
+        fits = np.ndim(masks) == 2 and masks.shape[1] == self.num_items + 1
+        return masks & self._everything if fits and masks.dtype == np.bool_ else masks
 
     def _shown(self, history: Array | None, users: Array | None) -> dict[str, Array]:
         given = {"users": users, "history": history}

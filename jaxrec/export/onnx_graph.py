@@ -2,13 +2,16 @@
 
 `make_graph` walks a jaxpr. An equation whose inputs are all known is run by JAX here and now, so
 that decoded kernels, merged adapters and the vectors of all items become constants; the others
-become nodes, by the functions of `jaxrec.export.onnx_operations`. Free dimensions stay free: sizes
-that a node wants are computed in the graph from the shapes of its inputs.
+become nodes, by the functions of `jaxrec.export.onnx_operations`. Calls, which are known by name,
+are walked as if they stood there; what else carries a function, such as a loop, becomes a node with
+a graph of its own (`Graph.inner`) or is refused. Free dimensions stay free: sizes that a node wants
+are computed in the graph from the shapes of its inputs.
 """
 
 import ast
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -18,9 +21,18 @@ import onnx
 from jax import export
 from jax.extend.core import Literal
 
+from jaxrec.export.golden import INSTEAD
 from jaxrec.typing import UserError
 
 OPSET, IR_VERSION = 20, 10  # what ONNX Runtime reads from 1.18 on
+# Primitives that mean what their function means, once; the parameter that holds it.
+_CALLS = {
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+    "eval_jaxpr": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
 _INLINE = 256  # bytes above which a constant lies in the file of constants
 _ALIGNMENT = 4096  # so that a runtime can map constants into memory
 
@@ -108,12 +120,26 @@ class Graph:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._names: dict[Any, str] = {}
         self._sizes: dict[str, str] = {}
-        self._count = 0
+        self._numbers = itertools.count(1)
+
+    def inner(self) -> "Graph":
+        """Returns a graph inside of this one, whose nodes may use what is named here.
+
+        Constants lie in the outermost graph; names differ in all of them.
+        """
+        graph = Graph(f"{self.name}_{next(self._numbers)}", self.constants, self.lowerings)
+        graph.initializers, graph._names, graph._numbers = (
+            self.initializers,
+            self._names,
+            self._numbers,
+        )
+        graph._sizes = dict(self._sizes)
+        return graph
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         """Adds a node; returns the name of what it gives, or their names when they are several."""
-        self._count += 1
-        names = [f"{kind}_{self._count}" + f"_{i}" * (outputs > 1) for i in range(outputs)]
+        number = next(self._numbers)
+        names = [f"{kind}_{number}" + f"_{i}" * (outputs > 1) for i in range(outputs)]
         self.nodes.append(onnx.helper.make_node(kind, inputs, names, names[0], **attributes))
         return names[0] if outputs == 1 else names
 
@@ -122,8 +148,7 @@ class Graph:
         array = np.asarray(array, dtype)
         key = (array.shape, *digest(array))
         if key not in self._names:
-            self._count += 1
-            self._names[key] = f"constant_{self._count}"
+            self._names[key] = f"constant_{next(self._numbers)}"
             self.initializers.append(self.constants.tensor(self._names[key], array))
         return self._names[key]
 
@@ -187,26 +212,45 @@ class Graph:
         self._inputs.append(_told(name, shape, dtype))
         return Value(name, tuple(shape), np.dtype(dtype))
 
+    def fresh(self, kind: str, aval: Any) -> Value:
+        """Makes an input of an inner graph, such as what a loop carries, under a new name."""
+        return self.input(f"{kind}_{next(self._numbers)}", aval.shape, aval.dtype)
+
     def model(self, outputs: Mapping[str, Value]) -> onnx.ModelProto:
         """Returns the model that gives these values, without nodes that nothing wants."""
+        graph, wanted = self._made(outputs)
+        graph.initializer.extend(x for x in self.initializers if x.name in wanted)
+        opset = onnx.helper.make_opsetid("", OPSET)
+        made = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+        made.producer_name = "jaxrec"
+        return made
+
+    def part(self, outputs: Sequence[Value]) -> onnx.GraphProto:
+        """Returns an inner graph, the attribute of a node, that gives these values."""
+        names = [f"result_{next(self._numbers)}" for _ in outputs]
+        return self._made(dict(zip(names, outputs, strict=True)))[0]
+
+    def _made(self, outputs: Mapping[str, Value]) -> tuple[onnx.GraphProto, set[str]]:
+        """Returns the graph without constants, and all names that it reads."""
         for name, value in outputs.items():
             self.nodes.append(onnx.helper.make_node("Identity", [self.use(value)], [name], name))
         wanted, kept = set(outputs), []
         for node in reversed(self.nodes):
             if wanted & set(node.output):
-                wanted |= set(node.input)
+                wanted |= _reads(node)
                 kept.append(node)
-        graph = onnx.helper.make_graph(
-            kept[::-1],
-            self.name,
-            self._inputs,
-            [_told(name, x.shape, x.dtype) for name, x in outputs.items()],
-            [x for x in self.initializers if x.name in wanted],
-        )
-        opset = onnx.helper.make_opsetid("", OPSET)
-        made = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
-        made.producer_name = "jaxrec"
-        return made
+        told = [_told(name, x.shape, x.dtype) for name, x in outputs.items()]
+        return onnx.helper.make_graph(kept[::-1], self.name, self._inputs, told), wanted
+
+    def results(self, jaxpr: Any, arguments: Sequence[Value]) -> list[Value]:
+        """Adds a function's equations; returns its results in the shapes that JAX says."""
+        found = zip(self.run(jaxpr, arguments), jaxpr.outvars, strict=True)
+        return [
+            x
+            if tuple(x.shape) == tuple(atom.aval.shape)
+            else Value(self.full(x, atom.aval.shape), tuple(atom.aval.shape), x.dtype)
+            for x, atom in found
+        ]
 
     def run(self, jaxpr: Any, arguments: Sequence[Value]) -> list[Value]:
         """Adds a function's equations; returns its results."""
@@ -224,10 +268,9 @@ class Graph:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, inputs: list[Value]) -> Sequence[Value]:
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        if inner is not None:
-            return self.run(inner, inputs)
         name = equation.primitive.name
+        if name in _CALLS:
+            return self.run(equation.params[_CALLS[name]], inputs)
         if name != "dim_as_value" and _is_foldable(equation, inputs):
             results = equation.primitive.bind(*(x.known for x in inputs), **equation.params)
             several = equation.primitive.multiple_results
@@ -235,6 +278,12 @@ class Graph:
         if name not in self.lowerings:
             raise UserError(f"ONNX export does not know {name}, an operation of JAX; {INSTEAD}")
         return self.lowerings[name](self, equation, inputs)
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Returns the names that a node reads, also those that graphs inside of it read."""
+    inside = (x.g.node for x in node.attribute if x.type == onnx.AttributeProto.GRAPH)
+    return set(node.input).union(*(_reads(one) for nodes in inside for one in nodes))
 
 
 def _told(name: str, shape: Sequence[Any], dtype: Any) -> onnx.ValueInfoProto:
@@ -246,9 +295,6 @@ def _told(name: str, shape: Sequence[Any], dtype: Any) -> onnx.ValueInfoProto:
 def is_literal(atom: Any) -> bool:
     """Returns whether what an equation takes is written in it."""
     return isinstance(atom, Literal)
-
-
-INSTEAD = "leave --format=onnx out for this model."
 
 
 def _is_foldable(equation: Any, inputs: list[Value]) -> bool:

@@ -59,7 +59,7 @@ def write_onnx(spec: Spec, params: Params, output: Path) -> dict[str, dict[str, 
             graph = Graph(name, constants, LOWERINGS)
             given = [graph.of(leaf) for leaf in jax.tree.leaves(weights)]
             given += [graph.input(key, shapes[key].shape, shapes[key].dtype) for key in inputs]
-            found = dict(zip(outputs, graph.run(traced, given), strict=True))
+            found = dict(zip(outputs, graph.results(traced, given), strict=True))
             file = output / f"{name}.onnx"
             file.write_bytes(graph.model(found).SerializeToString(deterministic=True))
             described[name] = {

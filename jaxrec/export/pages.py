@@ -25,6 +25,7 @@ _FILES = {
     "weights.safetensors": "all parameters, under the names of modules",
     "item_ids.npy": "row i is the original id of item i; item 0 is none",
     "items.parquet": "what is known of items; the first row is of item 1",
+    "known_items.npy": "row i is whether item i was trained or has content; others are noise",
     "popularity.npy": "row i is how many training events item i has",
     "config.json": "the experiment that made it",
 }
@@ -38,7 +39,7 @@ _OF_ONNX = {
     "constants.onnx.data": "what these programs read weights and item vectors from",
 }
 _OF_ANN = {"items.faiss": "an index of item vectors, for approximate search with faiss"}
-_OF_USERS = {"user_ids.npy, users.parquet": "the same of users"}
+_OF_USERS = {"user_ids.npy, users.parquet, known_users.npy": "the same of users"}
 _WEIGHTS = """## The weights
 
 `safetensors.numpy.load_file("weights.safetensors")` reads them, and so does `safetensors.torch`. A
@@ -59,8 +60,9 @@ flatbuffers. In this directory:
 Programs are compiled once for each new number of rows or columns. Index 0 is no item: it fills up
 {fills}.{order}
 To leave items out for one row, name them in `exclude`. To allow only some, give them a row of
-`masks`, which many rows may share, and its number in `mask`. Lists end with item 0 and score -inf
-where fewer than {k} items are left. `manifest.json` says what `score` and `similar` take.
+`masks`, of what known_items.npy has as well, which many rows may share, and its number in `mask`.
+Lists end with item 0 and score -inf where fewer than {k} items are left. `manifest.json` says what
+`score` and `similar` take.
 
 """
 _RUN_ONNX = """## Run it without JAX
@@ -102,7 +104,7 @@ vectors = program("items")(weights)
 """
 _ASK = """{ask}
 exclude = np.zeros((1, 1), np.int32)
-masks = np.ones((1, {columns}), bool)
+masks = np.load("known_items.npy")[None]
 mask = np.zeros(1, np.int32){seen_made}
 recommend = program("recommend")
 items, scores = recommend(weights, vectors, {shown}, exclude, masks, mask{seen_given})
@@ -115,7 +117,7 @@ import onnxruntime
 
 inputs = {{
 {inputs}    "exclude": np.zeros((1, 1), np.int32),
-    "masks": np.ones((1, {columns}), bool),
+    "masks": np.load("known_items.npy")[None],
     "mask": np.zeros(1, np.int32),
 {seen}}}
 session = onnxruntime.InferenceSession("recommend.onnx")
@@ -128,8 +130,8 @@ _CARD = """# Model card: {model}
 
 ## What it is
 
-`{model}`, trained with `{objective}` and taken at step {step}: {numbers} numbers in {size} bytes.
-It recommends from {reads}, and nothing else about a person goes in. All settings are in
+`{model}`, trained with `{objective}`{head} and taken at step {step}: {numbers} numbers in {size}
+bytes. It recommends from {reads}, and nothing else about a person goes in. All settings are in
 `config.json`.
 
 ## Data
@@ -150,12 +152,14 @@ an online experiment to say.
 
 ## Limits
 
-- {never} of {items} items have no training event, and items that came later are unknown. {unknown}
+- {never} of {items} items have no training event; what was never trained and has no content is not
+  recommended and counts as unknown, and so do users without one. Items that came later are unknown.
+  {unknown}
 - What was popular in the data is recommended more: see coverage, novelty and the groups above.
 - It learned from behaviour alone, with the biases in it, and knows nothing of rules, stock, age or
   consent. Those are for masks around it.
-- Scores order the items of one request. They are no probabilities, and are not to be compared
-  between requests or models.
+- A score is {means}.{left}
+- Scores are not to be compared between models, and between requests only as far as that says.
 """
 
 
@@ -203,7 +207,6 @@ def onnx_script(manifest: Mapping[str, Any]) -> str:
     asks = _asks(manifest)
     return _ONNX_SCRIPT.format(
         inputs="".join(f'    "{name}": {ask},\n' for name, ask in asks.items()),
-        columns=manifest["num_items"] + 1,
         seen='    "mask_seen": np.ones(1, bool),\n' if "history" in asks else "",
     )
 
@@ -214,7 +217,6 @@ def script(manifest: Mapping[str, Any]) -> str:
     with_history = "history" in asks
     return _SCRIPT + _ASK.format(
         ask="\n".join(f"{name} = {ask}" for name, ask in asks.items()),
-        columns=manifest["num_items"] + 1,
         shown=", ".join(asks),
         seen_made="\nmask_seen = np.ones(1, bool)" if with_history else "",
         seen_given=", mask_seen" if with_history else "",
@@ -224,25 +226,33 @@ def script(manifest: Mapping[str, Any]) -> str:
 def model_card(
     manifest: Mapping[str, Any],
     dataset: Dataset,
-    config: Any,
     params: Params,
     evaluations: Mapping[str, Evaluation],
+    *,
+    left: Sequence[str] = (),
 ) -> str:
     """Returns model_card.md of an artefact.
 
     Args:
       manifest: what the artefact's manifest says of the model.
       dataset: what it was trained on.
-      config: the experiment's.
       params: its parameters.
       evaluations: by split.
+      left: heads of the model that no program computes.
     """
-    leaves, about = jax.tree.leaves(params), dataset.manifest
+    leaves, about, score = jax.tree.leaves(params), dataset.manifest, manifest["score"]
     histories = "history" in manifest["shown"]
     return _CARD.format(
         model=manifest["model"],
         step=f"{manifest['step']:,}",
-        objective=type(config.objective).__name__,
+        objective=score["objective"],
+        head=f" of the head `{score['head']}`" if score["head"] else "",
+        means=score["means"],
+        left=(
+            f" The heads {', '.join(left)} are among the weights, and no program computes them."
+            if left
+            else ""
+        ),
         numbers=f"{sum(leaf.size for leaf in leaves):,}",
         size=f"{sum(leaf.size * leaf.dtype.itemsize for leaf in leaves):,}",
         reads=f"the newest {manifest['max_len']} items of a history" if histories else "who asks",

@@ -143,6 +143,34 @@ def shapes_of(spec: Spec, weights: dict[str, Any], inputs: tuple[str, ...]) -> d
     return {name: shapes[name] for name in inputs}
 
 
+def recommend_with(
+    spec: Spec, params: Params, known: jax.Array
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns `recommend` as the model itself answers in this process, of what it is shown.
+
+    Programs in files are compared with it. It takes SHOWN and `exclude` by name, allows the items
+    that are known, (V,) bool, and leaves out what is in the history.
+    """
+    weights = by_name(params)
+    masks = known[None]
+
+    def recommend(
+        weights: dict[str, jax.Array], exclude: jax.Array, shown: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        vectors, rows = item_vectors(spec, weights), len(exclude)
+        seen = jnp.ones(rows, bool) if "history" in shown else None
+        which = jnp.zeros(rows, jnp.int32)
+        return _recommend(spec, weights, vectors, exclude, masks, which, seen, **shown)
+
+    run = jax.jit(recommend)
+
+    def asked(*, exclude: Any, **shown: Any) -> tuple[jax.Array, jax.Array]:
+        with portable():
+            return run(weights, exclude, shown)
+
+    return asked
+
+
 @contextmanager
 def portable() -> Iterator[None]:
     """Traces as for a CPU, whose code runs anywhere, and leaves out where the source lies.

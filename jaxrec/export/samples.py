@@ -1,15 +1,14 @@
 """What an artefact says of what it was made for: golden requests, and a snapshot for drift."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.data.dataset import TRAIN, Dataset
-from jaxrec.export.artefact import Artefact
-from jaxrec.typing import UserError
+from jaxrec.typing import Array, UserError
 
 GOLDEN = 16
 _SAMPLED = 32 * GOLDEN  # users that a snapshot is made of
@@ -19,59 +18,84 @@ _TOLERANCE = {jnp.dtype("float32"): 1e-4}
 _COARSE = 2e-2  # vectors of half precision are rounded as the shape of a product decides
 
 
+type Recommend = Callable[..., tuple[Array, Array]]
+
+
 @dataclasses.dataclass(frozen=True)
-class Answers:
-    """Some users, and what an artefact recommends to them.
+class Questions:
+    """Some users, as they are asked for.
 
     Attributes:
       histories: training events of each user, oldest first.
       shown: what the model is shown, by name, one row a user.
       exclude: (n, e) int32.
-      items, scores: (n, k), as `recommend` returns them.
     """
 
     histories: list[np.ndarray]
     shown: dict[str, np.ndarray]
     exclude: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers(Questions):
+    """Some users, and what is recommended to them.
+
+    Attributes:
+      items, scores: (n, k), as `recommend` returns them.
+    """
+
     items: np.ndarray
     scores: np.ndarray
 
 
-def answers_of(artefact: Artefact, dataset: Dataset) -> Answers:
-    """Asks for users of the training split, in batches of one shape.
+def questions_of(dataset: Dataset, shown: tuple[str, ...], max_len: int) -> Questions:
+    """Returns users of the training split, as many as fill batches of one shape.
+
+    Args:
+      dataset: where they are found.
+      shown: what the model is shown.
+      max_len: the longest history that it reads.
 
     Raises:
       UserError: when there is no training event.
     """
     users, histories = _users_of(dataset)
-    knows_history = "history" in artefact.shown
     exclude = _newest(histories, _EXCLUDED)
-    if knows_history:  # which `mask_seen` leaves out
+    asked = {"users": users}
+    if "history" in shown:  # which `mask_seen` leaves out
         exclude = np.zeros((len(users), 1), np.int32)
-    shown = {"users": users}
-    if knows_history:
-        shown |= {"history": _newest(histories, artefact.manifest["max_len"])}
-    shown = {name: shown[name] for name in artefact.shown}
+        asked |= {"history": _newest(histories, max_len)}
+    return Questions(histories, {name: asked[name] for name in shown}, exclude)
+
+
+def answers_of(recommend: Recommend, questions: Questions, count: int | None = None) -> Answers:
+    """Asks for users in batches of one shape, for the first `count` of them alone if it is said."""
     found = []
-    for start in range(0, len(users), GOLDEN):
-        rows = slice(start, start + GOLDEN)
-        part = {name: value[rows] for name, value in shown.items()}
-        found.append(artefact.recommend(**part, exclude=exclude[rows]))
+    rows = len(questions.exclude) if count is None else count
+    for start in range(0, rows, GOLDEN):
+        part = slice(start, start + GOLDEN)
+        shown = {name: value[part] for name, value in questions.shown.items()}
+        found.append(recommend(**shown, exclude=questions.exclude[part]))
     items, scores = (
         np.concatenate([np.asarray(x) for x in parts]) for parts in zip(*found, strict=True)
     )
-    return Answers(histories, shown, exclude, items, scores)
+    return Answers(questions.histories, questions.shown, questions.exclude, items, scores)
 
 
-def golden_of(artefact: Artefact, answers: Answers) -> dict[str, Any]:
-    """Returns the content of golden.json; see `jaxrec.export.golden`."""
+def golden_of(answers: Answers, dtype: Any) -> dict[str, Any]:
+    """Returns the content of golden.json; see `jaxrec.export.golden`.
+
+    Args:
+      answers: whose first are taken.
+      dtype: of the vectors that scores are products of.
+    """
     items, scores = answers.items[:GOLDEN], answers.scores[:GOLDEN]
     return {
         "shown": {name: value[:GOLDEN].tolist() for name, value in answers.shown.items()},
         "exclude": answers.exclude[:GOLDEN].tolist(),
         "items": [row[row > 0].tolist() for row in items],
         "scores": [_plain(values[row > 0]) for row, values in zip(items, scores, strict=True)],
-        "tolerance": _TOLERANCE.get(artefact.vectors.dtype, _COARSE),
+        "tolerance": _TOLERANCE.get(jnp.dtype(dtype), _COARSE),
     }
 
 

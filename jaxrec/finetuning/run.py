@@ -20,6 +20,7 @@ from jaxrec.finetuning.lora import LoRA, save_adapter
 from jaxrec.finetuning.source import open_source
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
+from jaxrec.training.known import carry_known
 from jaxrec.training.loop import train
 from jaxrec.training.processes import is_first, meet
 from jaxrec.training.state import TrainState, init_state
@@ -104,6 +105,8 @@ def finetune(
             _keep(kept, measure(experiment, grown.state.used, split))
         return grown.state
 
+    if is_first():
+        carry_known(source, dataset, workdir)
     result = train(config, data, workdir, start=start, quiet=quiet)
     if isinstance(experiment.config.model, LoRA):
         _save_adapter(workdir, dataset)
@@ -164,6 +167,7 @@ def grow_run(
         grown = grow(opened, experiment, born, growth)
         step = opened.step
     where = None if isinstance(data, Dataset) else data
+    carry_known(source, dataset, workdir)
     save_trained(experiment, grown.state.used, workdir, data=where, step=step)
     return grown.report
 

@@ -16,7 +16,7 @@ class Catalogue:
       items: ids and columns of items.
       ids: the id of each index; "" at 0.
       counts: (num_items + 1,) int64, training events of each item.
-      popular: (num_items,) int32, all items, those with most training events first.
+      popular: (n,) int32, the items that the model knows, those with most training events first.
     """
 
     def __init__(self, artefact: Artefact) -> None:
@@ -25,11 +25,12 @@ class Catalogue:
         self.ids = self.items.ids
         self._titles = _titles(self.items)
         users = [] if artefact.user_ids is None else artefact.user_ids.tolist()
-        self._users = {text: index for index, text in enumerate(users)}
+        known = artefact.known_users
+        self._users = {} if known is None else {users[n]: int(n) for n in np.flatnonzero(known)}
         # Most popular first, by training events. Read now: another artefact may come to lie there.
         self.counts: np.ndarray = artefact.popularity
         order = np.argsort(-self.counts[1:], kind="stable") + 1
-        self.popular: np.ndarray = order.astype(np.int32)
+        self.popular: np.ndarray = order[self.items.known[order]].astype(np.int32)
 
     @property
     def num_items(self) -> int:

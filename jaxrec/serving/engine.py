@@ -118,7 +118,7 @@ class Engine:
     def __init__(self, artefact: Artefact, sizes: Sizes | None = None) -> None:
         self.artefact = artefact
         self.sizes = sizes or Sizes.of(artefact)
-        self._lists = _Lists(self.sizes.lists, artefact.num_items + 1)
+        self._lists = _Lists(self.sizes.lists, artefact.known_items)
         self._run = jax.jit(_packed(artefact), static_argnums=0)
 
     @functools.cached_property
@@ -225,13 +225,15 @@ def _packed(artefact: Artefact) -> Callable[..., jax.Array]:
 
 
 class _Lists:
-    """Lists of items that may be recommended, by name, on the device. Row 0 allows everything.
+    """Lists of items that may be recommended, by name, on the device. Row 0 allows all that the
+    model knows.
 
     The rows that were not asked for longest make room for new ones.
     """
 
-    def __init__(self, count: int, width: int) -> None:
-        self._lists = jnp.ones((count, width), bool)
+    def __init__(self, count: int, known: np.ndarray) -> None:
+        self._known = known
+        self._lists = jnp.tile(jnp.asarray(known), (count, 1))
         self._row_of: OrderedDict[Hashable, int] = OrderedDict()
 
     def place(self, queries: Sequence[Query]) -> tuple[jax.Array, np.ndarray]:
@@ -248,7 +250,7 @@ class _Lists:
         return self._lists, which
 
     def warm_up(self) -> None:
-        self._lists = _set_row(self._lists, 0, np.ones(self._lists.shape[1], bool))
+        self._lists = _set_row(self._lists, 0, self._known)
 
     def _add(self, query: Query) -> None:
         assert query.make_allowed is not None, "a named list comes with what makes it"

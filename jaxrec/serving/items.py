@@ -21,10 +21,15 @@ class ItemTable:
       ids: (V,) the original id of each item, "" at 0.
       columns: the names of the columns.
       cells: gives the V - 1 cells of a column, from item 1 on; None where nothing is known.
+      known: (V,) bool, the items that the model has learned; others are in the catalogue alone.
     """
 
     def __init__(
-        self, ids: Sequence[str], columns: Sequence[str], read: Callable[[str], Sequence[Any]]
+        self,
+        ids: Sequence[str],
+        columns: Sequence[str],
+        read: Callable[[str], Sequence[Any]],
+        known: np.ndarray | None = None,
     ) -> None:
         """Makes a table whose columns are read when they are asked for.
 
@@ -32,9 +37,12 @@ class ItemTable:
           ids: (V,) texts, "" at 0.
           columns: names.
           read: gives the V - 1 cells of a column, from item 1 on; None where nothing is known.
+          known: (V,) bool; all items by default.
         """
         self.ids, self.columns = list(ids), tuple(columns)
+        self.known = np.arange(len(self.ids)) > 0 if known is None else known
         self._index = {text: index for index, text in enumerate(self.ids) if index}
+        self._learned = {text: n for text, n in self._index.items() if self.known[n]}
         # Columns are kept in the form that was asked for: rules are loaded anew, items are not.
         self.cells = read
         self._known_values: dict[str, Values] = {}
@@ -50,7 +58,8 @@ class ItemTable:
         def read(name: str) -> list[Any]:
             return file.read(columns=[name]).column(name).to_pylist()
 
-        return cls(artefact.item_ids.tolist(), file.schema_arrow.names, read)
+        names = file.schema_arrow.names
+        return cls(artefact.item_ids.tolist(), names, read, artefact.known_items)
 
     @classmethod
     def from_columns(cls, ids: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> "ItemTable":
@@ -65,6 +74,16 @@ class ItemTable:
         ids = list(ids)
         known = [index for text in ids if (index := self._index.get(text))]
         return np.array(known, np.int32), [text for text in ids if text not in self._index]
+
+    def known_indices(self, ids: Iterable[str]) -> tuple[np.ndarray, list[str]]:
+        """Returns the (n,) int32 items that the model has learned, and the ids of all others."""
+        ids = list(ids)
+        known = [index for text in ids if (index := self._learned.get(text))]
+        return np.array(known, np.int32), [text for text in ids if text not in self._learned]
+
+    def known_index(self, text: str) -> int:
+        """Returns the item of an id, or 0 when the model has not learned it."""
+        return self._learned.get(text, 0)
 
     def index(self, text: str) -> int:
         """Returns the item of an id, or 0."""

@@ -292,12 +292,12 @@ async def _score(service: Service, model: Model, asked: InferRequest, binary: by
 
 def _indices(model: Model, values: Sequence[Any]) -> np.ndarray:
     """Returns (n,) int32 indices of ids or indices; 0 for what the model does not know."""
-    most = model.catalogue.num_items
+    most, known = model.catalogue.num_items, model.catalogue.items.known
     return np.array(
         [
-            model.catalogue.items.index(value)
+            model.catalogue.items.known_index(value)
             if isinstance(value, str)
-            else (value if 0 < value <= most else 0)
+            else (value if 0 < value <= most and known[value] else 0)
             for value in values
         ],
         np.int32,

@@ -101,8 +101,7 @@ class Masks:
 
     def _make(self, filters: Filters, context: Context, now: float) -> np.ndarray:
         allowed = self.allowed(np.arange(len(self._items)), filters, context, now)
-        allowed[0] = False
-        return allowed
+        return allowed & self._items.known
 
     def _listed(self, rule: Allow | Deny) -> np.ndarray:
         if rule.column is None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 _PREFIX = "jaxrec:"
-_USERS = f"{_PREFIX}users"
+_USERS, _FORGOTTEN, _NOTES = f"{_PREFIX}users", f"{_PREFIX}forgotten", f"{_PREFIX}notes"
 _SECONDS = 0.25  # for a connection, and for an answer
 _MOST_WAITING = 10_000
 _MOST_WORDS_IN_ONE_TRIP = 5_000  # of commands; Redis works through so many in some milliseconds
@@ -49,6 +49,12 @@ end
 for i = 2, #KEYS do
     redis.call('ZREMRANGEBYRANK', KEYS[i], 0, -1 - ARGV[1])
 end
+"""
+# KEYS: the history of a user, all users, those who were forgotten. ARGV: the user.
+_FORGET = """
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('SADD', KEYS[3], ARGV[1])
 """
 # One text, as the client takes microseconds for each text that it receives.
 _HISTORY = "return table.concat(redis.call('ZRANGE', KEYS[1], -ARGV[1], -1), '\\0')"
@@ -75,9 +81,33 @@ class RedisState:
         await self._additions.take("EVAL", _ADD, len(keys), *keys, *values)
 
     async def history(self, user: str) -> list[str]:
+        return (await self._members(user))[2::3]
+
+    async def events(self, user: str) -> list[Event]:
+        parts = await self._members(user)
+        # A counter of 8 digits stands before the time.
+        members = zip(parts[0::3], parts[1::3], parts[2::3], strict=True)
+        return [Event(user, item, float(time[8:]), type) for time, type, item in members]
+
+    async def _members(self, user: str) -> list[str]:
+        """Returns counter and time, type and item of each of a user's events, one after another."""
         key = _history_key(user)
         members = await self._reads.take("EVAL", _HISTORY, 1, key, self._max_events)
-        return members.split("\0")[2::3]
+        return members.split("\0") if members else []
+
+    async def forget(self, user: str) -> None:
+        keys = (_history_key(user), _USERS, _FORGOTTEN)
+        await self._additions.take("EVAL", _FORGET, 3, *keys, user)
+
+    async def forgotten(self) -> set[str]:
+        return set(await self._reads.take("SMEMBERS", _FORGOTTEN))
+
+    async def note(self, name: str) -> str | None:
+        text: str | None = await self._reads.take("HGET", _NOTES, name)
+        return text
+
+    async def set_note(self, name: str, text: str) -> None:
+        await self._additions.take("HSET", _NOTES, name, text)
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         # No byte of UTF-8 is 255, so this is the end of what begins with the prefix.

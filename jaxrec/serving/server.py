@@ -151,8 +151,6 @@ class _Server:
             self.keys.refresh()
             state = open_state(config.state, max_events=config.max_events)
             stack.push_async_callback(state.close)
-            if config.histories is not None:
-                await import_histories(state, config.histories, self.say)
             try:
                 # What it needs is opened now: a full disk would not let it be opened later.
                 await state.check()
@@ -168,6 +166,9 @@ class _Server:
             models = self._models()
             stack.push_async_callback(models.close)
             await models.refresh()
+            if config.histories is not None:
+                _, model = models.choose("", "primary")
+                await import_histories(state, config.histories, self.say, model.catalogue.items)
             # What is here now stays: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()

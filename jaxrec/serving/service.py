@@ -147,7 +147,7 @@ class Service:
         if not _answerable(model, known):
             raise _unknown(model, ask.user, ask.history)
         found = {id: n for n, id in enumerate(ask.items)}
-        items, unknown = model.catalogue.items.indices(found)
+        items, unknown = model.catalogue.items.known_indices(found)
         self.metrics.ids("item", len(found), len(unknown))
         of: dict[str, float] = {}
         if len(items):
@@ -193,14 +193,15 @@ class Service:
         chosen = self._choose(ask.item, ask.variant)
         model = chosen.model
         k = _count(ask.k, model)
-        items, unknown = model.catalogue.items.indices([ask.item])
+        items, unknown = model.catalogue.items.known_indices([ask.item])
         self.metrics.ids("item", 1, len(unknown))
         if unknown:
             raise Refusal(404, "unknown_item", f"the model does not know the item {ask.item!r}.")
         timed = await self._compute(model, Query("similar", items=items), ask.timeout_ms)
         body = _head(chosen)
         pairs = zip(timed.answer.items.tolist(), timed.answer.scores.tolist(), strict=True)
-        body["items"] = [named(model, n, score) for n, score in pairs if n][:k]
+        known = model.catalogue.items.known
+        body["items"] = [named(model, n, score) for n, score in pairs if known[n]][:k]
         return Reply(body, _note(body, k=k, items=len(body["items"])))
 
     async def add(self, ask: EventsRequest) -> Reply:
@@ -220,7 +221,7 @@ class Service:
             if event.request_id:
                 self.metrics.feedback(event.request_id[:8], event.type)
         _, model = self.models.choose("", "primary")
-        _, unknown = model.catalogue.items.indices(event.item for event in events)
+        _, unknown = model.catalogue.items.known_indices(event.item for event in events)
         self.metrics.ids("item", len(events), len(unknown))
         body = {"accepted": len(events), "unknown_items": unknown}
         return Reply(body, {"items": len(events)})
@@ -253,7 +254,7 @@ class Service:
             with refusing_without_state():
                 ids = await self.state.history(user)
             self.metrics.stage("state", time.perf_counter() - started)
-        items, unknown = model.catalogue.items.indices(ids or ())
+        items, unknown = model.catalogue.items.known_indices(ids or ())
         self.metrics.ids("item", len(items) + len(unknown), len(unknown))
         index = model.catalogue.user(user)
         if "users" in model.artefact.shown:

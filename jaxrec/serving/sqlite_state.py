@@ -8,12 +8,13 @@ Several processes may open one file; it must lie on a disk of this machine.
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,13 @@ CREATE TABLE IF NOT EXISTS events (
     item TEXT NOT NULL, type TEXT NOT NULL, PRIMARY KEY (user, time, arrival)
 ) WITHOUT ROWID
 """
+_FORGOTTEN = "CREATE TABLE IF NOT EXISTS forgotten (user TEXT PRIMARY KEY) WITHOUT ROWID"
+_NOTES = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, text TEXT NOT NULL)"
+_FORGET = (
+    "DELETE FROM events WHERE user = :user",
+    "INSERT OR IGNORE INTO forgotten VALUES (:user)",
+)
+_SET_NOTE = ("INSERT OR REPLACE INTO notes VALUES (:name, :text)",)
 _ADD = """
 INSERT INTO events (user, time, arrival, item, type)
 SELECT :user, :time,
@@ -43,6 +51,10 @@ DELETE FROM events WHERE user = :user AND (time, arrival) < (
 """
 _HISTORY = """
 SELECT item FROM events WHERE user = :user ORDER BY time DESC, arrival DESC LIMIT :max_events
+"""
+_EVENTS = """
+SELECT item, time, type FROM events WHERE user = :user
+ORDER BY time DESC, arrival DESC LIMIT :max_events
 """
 # Goes from user to user; SELECT DISTINCT would read all their events.
 _USERS = """
@@ -81,10 +93,27 @@ class SqliteState:
 
     async def history(self, user: str) -> list[str]:
         rows = await self._read(_HISTORY, user=user, max_events=self._max_events)
-        return rows[::-1]
+        return [item for (item,) in rows[::-1]]
+
+    async def events(self, user: str) -> list[Event]:
+        rows = await self._read(_EVENTS, user=user, max_events=self._max_events)
+        return [Event(user, item, time, type) for item, time, type in rows[::-1]]
 
     async def users(self, prefix: str, limit: int) -> list[str]:
-        return await self._read(_USERS, prefix=prefix, limit=limit)
+        return [user for (user,) in await self._read(_USERS, prefix=prefix, limit=limit)]
+
+    async def forget(self, user: str) -> None:
+        await self._writer.change(_FORGET, user=user)
+
+    async def forgotten(self) -> set[str]:
+        return {user for (user,) in await self._read("SELECT user FROM forgotten")}
+
+    async def note(self, name: str) -> str | None:
+        rows = await self._read("SELECT text FROM notes WHERE name = :name", name=name)
+        return rows[0][0] if rows else None
+
+    async def set_note(self, name: str, text: str) -> None:
+        await self._writer.change(_SET_NOTE, name=name, text=text)
 
     async def check(self) -> None:
         await self._writer.add(())
@@ -94,15 +123,15 @@ class SqliteState:
         await self._writer.close()
         self._forget_reader()
 
-    async def _read(self, query: str, **values: Any) -> list[str]:
-        """Returns the first column of what a query finds."""
+    async def _read(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        """Returns the rows that a query finds."""
         if not self._writer.has_committed:
             await self._writer.add(())  # it makes the file, and waits for others that do
         try:
             if self._reader is None:
                 self._reader = _connect(self._path, _READ_LOCK_SECONDS)
                 self._reader.execute(f"PRAGMA busy_timeout = {1000 * _READ_LOCK_SECONDS:.0f}")
-            return [row[0] for row in self._reader.execute(query, values)]
+            return self._reader.execute(query, values).fetchall()
         except (sqlite3.Error, OSError) as error:
             self._forget_reader()
             raise StateUnavailable(f"{self._path} cannot be read: {error}") from error
@@ -115,8 +144,12 @@ class SqliteState:
 
 @dataclass(frozen=True, slots=True)
 class _Addition:
+    """Events to add, or statements to execute with some values, after all that came before."""
+
     events: Sequence[Event]
     done: asyncio.Future[None]
+    statements: Sequence[str] = ()
+    values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class _Writer:
@@ -131,9 +164,20 @@ class _Writer:
         self._thread.start()
 
     async def add(self, events: Sequence[Event]) -> None:
+        """Adds events."""
+        await self._take(events, (), {})
+
+    async def change(self, statements: Sequence[str], **values: str) -> None:
+        """Executes statements in one transaction."""
+        await self._take((), statements, values)
+
+    async def _take(
+        self, events: Sequence[Event], statements: Sequence[str], values: Mapping[str, str]
+    ) -> None:
         if not self._thread.is_alive() or self._waiting.qsize() >= _MOST_WAITING:
             raise StateUnavailable(f"{self._path} does not take more events now.")
-        addition = _Addition(events, asyncio.get_running_loop().create_future())
+        done = asyncio.get_running_loop().create_future()
+        addition = _Addition(events, done, statements, values)
         self._waiting.put(addition)
         try:
             await asyncio.wait_for(addition.done, _ADD_SECONDS)
@@ -149,7 +193,7 @@ class _Writer:
     def _run(self) -> None:
         group: list[_Addition] = []
         while self._gather(group):
-            error = self._commit([event for addition in group for event in addition.events])
+            error = self._commit(group)
             with contextlib.suppress(RuntimeError):  # the event loop has ended
                 loop = group[0].done.get_loop()
                 loop.call_soon_threadsafe(_settle, tuple(group), error)
@@ -161,15 +205,18 @@ class _Writer:
         addition = self._waiting.get()
         while addition is not None:
             group.append(addition)
-            if len(group) == _MOST_IN_ONE_COMMIT or self._waiting.empty():
+            # What is no addition of events ends a group, so that it comes after what came before.
+            full = len(group) == _MOST_IN_ONE_COMMIT or addition.statements
+            if full or self._waiting.empty():
                 return True
             addition = self._waiting.get()
         if group:
             self._waiting.put(None)  # the end, for the next call
         return bool(group)
 
-    def _commit(self, events: Sequence[Event]) -> StateUnavailable | None:
-        """Writes events in one transaction; returns what went wrong, and then none is written."""
+    def _commit(self, group: Sequence[_Addition]) -> StateUnavailable | None:
+        """Writes a group in one transaction; returns what went wrong, and then none is written."""
+        events = [event for addition in group for event in addition.events]
         additions = [
             {"user": e.user, "time": e.time, "item": e.item, "type": e.type} for e in events
         ]
@@ -183,6 +230,8 @@ class _Writer:
             _execute(self._connection, "BEGIN IMMEDIATE", _WRITE_LOCK_SECONDS)
             self._connection.executemany(_ADD, additions)
             self._connection.executemany(_TRIM, trims)
+            for statement in group[-1].statements:
+                self._connection.execute(statement, group[-1].values)
             self._connection.execute("COMMIT")
             self.has_committed = True
         except Exception as error:  # whatever it is, those who wait must hear of it
@@ -221,7 +270,10 @@ def _connect(path: Path, lock_seconds: float) -> sqlite3.Connection:
             "PRAGMA journal_mode = WAL",
             "PRAGMA synchronous = FULL",  # NORMAL would flush at checkpoints alone
             "PRAGMA fullfsync = ON",  # on macOS fsync alone does not reach the disk
+            "PRAGMA secure_delete = ON",  # what is forgotten is written over
             _TABLE,
+            _FORGOTTEN,
+            _NOTES,
         ):
             _execute(connection, setting, lock_seconds)
     except BaseException:

@@ -68,8 +68,29 @@ class State(Protocol):
     async def history(self, user: str) -> list[str]:
         """Returns the items of a user's kept events, oldest first; [] for an unknown user."""
 
+    async def events(self, user: str) -> list[Event]:
+        """Returns a user's kept events, oldest first; [] for an unknown user."""
+
     async def users(self, prefix: str, limit: int) -> list[str]:
         """Returns the first `limit` users, by code points, whose ids begin with a prefix."""
+
+    async def forget(self, user: str) -> None:
+        """Removes a user's events, and remembers that they were: an import brings none back.
+
+        When it returns that is durable. Events that are added afterwards count.
+
+        Raises:
+          StateUnavailable: as `add`.
+        """
+
+    async def forgotten(self) -> set[str]:
+        """Returns the users that were ever forgotten."""
+
+    async def note(self, name: str) -> str | None:
+        """Returns what was noted under a name about the store itself; None without."""
+
+    async def set_note(self, name: str, text: str) -> None:
+        """Notes something about the store itself, durably. Raises StateUnavailable as `add`."""
 
     async def check(self) -> None:
         """Raises StateUnavailable when the store cannot be reached, read or locked."""
@@ -114,6 +135,8 @@ class MemoryState:
     def __init__(self, *, max_events: int) -> None:
         self._max_events = max_events
         self._events: dict[str, list[Event]] = {}
+        self._forgotten: set[str] = set()
+        self._notes: dict[str, str] = {}
 
     async def add(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -125,6 +148,22 @@ class MemoryState:
 
     async def history(self, user: str) -> list[str]:
         return [event.item for event in self._events.get(user, ())]
+
+    async def events(self, user: str) -> list[Event]:
+        return list(self._events.get(user, ()))
+
+    async def forget(self, user: str) -> None:
+        self._events.pop(user, None)
+        self._forgotten.add(user)
+
+    async def forgotten(self) -> set[str]:
+        return set(self._forgotten)
+
+    async def note(self, name: str) -> str | None:
+        return self._notes.get(name)
+
+    async def set_note(self, name: str, text: str) -> None:
+        self._notes[name] = text
 
     async def users(self, prefix: str, limit: int) -> list[str]:
         return sorted(user for user in self._events if user.startswith(prefix))[:limit]

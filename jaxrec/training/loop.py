@@ -24,6 +24,7 @@ from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
 from jaxrec.training.host import HostStep
+from jaxrec.training.known import save_rows
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
@@ -154,6 +155,7 @@ class _Run:
                 there = all(path_in_workdir(self.workdir, role).exists() for role in ROLES)
                 if not (self.at and there):
                     save_vocabularies(self.experiment.dataset, self.workdir)
+                    save_rows(self.experiment.dataset, self.workdir)
                 log = MetricsLog(self.workdir, step=self.at, validated=not self._is_due())
                 self.log = stack.enter_context(log)
             self.progress = stack.enter_context(Progress(self.total, self.at, quiet=self.quiet))

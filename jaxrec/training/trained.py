@@ -17,6 +17,7 @@ from jaxrec.sharding import Layout
 from jaxrec.training.checkpoints import SKIP, Checkpoints, open_checkpoint
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
+from jaxrec.training.known import read_rows, save_rows
 from jaxrec.training.state import TrainState, abstract_state
 from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Params, UserError
@@ -96,13 +97,17 @@ def load_trained(
       step: a checkpoint's step; None takes the best one, or the newest without validation.
 
     Returns:
-      The experiment, the parameters and their step. Parameters lie as the config's mesh says, or
+      The experiment, whose dataset knows which rows the run trained, the parameters and their step.
+      Parameters lie as the config's mesh says, or
       on one device where there are fewer.
 
     Raises:
       UserError: without a checkpoint, or with one of another model or vocabulary.
     """
     config = load_config(workdir)
+    rows = read_rows(workdir)
+    if rows is not None and all(len(rows[r]) == len(dataset.trained[r]) for r in rows):
+        dataset = dataclasses.replace(dataset, trained_rows=rows)
     experiment = Experiment.of(config, dataset)
     with open_checkpoint(workdir, step) as (checkpoints, step):
         meta = checkpoints.meta(step)
@@ -145,6 +150,7 @@ def save_trained(
             raise UserError(f"{workdir} holds a run already. Choose another directory.")
         configs.save(config, workdir / "config.json")
         save_vocabularies(experiment.dataset, workdir)
+        save_rows(experiment.dataset, workdir)
         if data is not None:
             where = {"data": str(Path(data).absolute())}
             configs.write_whole(workdir / "run.json", json.dumps(where) + "\n")

@@ -43,7 +43,8 @@ def dataset(random_dataset: Callable[..., Dataset]) -> Dataset:
         maker=[f"maker {n % 7}" for n in count],
         released=[1_700_000_000.0 + 86_400 * n for n in count],
     )
-    return dataclasses.replace(made, item_vocabulary=known)
+    rows = {"user": np.arange(made.num_users + 1) > 0, "item": np.arange(made.num_items + 1) > 0}
+    return dataclasses.replace(made, item_vocabulary=known, trained_rows=rows)
 
 
 @pytest.fixture(scope="session")
