@@ -3,15 +3,13 @@
 python scripts/recommend.py --workdir=runs/a --user=196 -k 10
 """
 
-from typing import Any
-
 import numpy as np
 from _main import run
 from _run import dataset_of
 from absl import flags
 
 from jaxrec.data.batches import fields_read
-from jaxrec.evaluation import Requests, requests_for
+from jaxrec.evaluation import requests_for
 from jaxrec.training import load_trained
 from jaxrec.training.known import known_rows
 from jaxrec.typing import UserError
@@ -36,7 +34,7 @@ def main() -> None:
         raise UserError("say which run and for whom: --workdir=DIR --user=ID or --history=ID,ID.")
     dataset = dataset_of(FLAGS.workdir, FLAGS.data)
     users = [dataset.user_index(user) for user in FLAGS.user]
-    histories = [dataset.items[slice(*dataset.offsets[[u, u + 1]])] for u in users]
+    histories = [dataset.history(user) for user in users]
     names = [f"user {user}" for user in FLAGS.user]
     if FLAGS.history:
         users.append(0)
@@ -61,25 +59,15 @@ def main() -> None:
                 f"the model knows no item of the history of {name}: none of them was trained. "
                 "Choose another user, or say --history=ID,ID."
             )
-    requests = requests_for(histories if knows_users else shown, np.array(users), dataset.num_items)
-    recommended = _known_alone(experiment.recommender(params), requests, known["item"])
+    requests = requests_for(histories, np.array(users), dataset.num_items)
+    recommended = experiment.recommender(params).recommend(
+        requests, FLAGS.k, mask_seen=FLAGS.mask_seen
+    )
     for name, history, items in zip(names, histories, recommended, strict=True):
         print(name)
         if FLAGS.shown:
             print("  watched:     " + " · ".join(dataset.item_names(history[-FLAGS.shown :])))
-        print("  recommended: " + " · ".join(dataset.item_names(items)))
-
-
-def _known_alone(recommender: Any, requests: Requests, known: np.ndarray) -> list[np.ndarray]:
-    """Returns the best items of each user, without those that the model has not learned."""
-    wanted, most = min(FLAGS.k, int(known.sum())), requests.num_items
-    ask = min(FLAGS.k, most)
-    while True:
-        lists = recommender.recommend(requests, ask, mask_seen=FLAGS.mask_seen)
-        kept = [row[known[row]][:wanted] for row in lists]
-        if ask == most or min(map(len, kept)) == wanted:
-            return kept
-        ask = min(2 * ask, most)
+        print("  recommended: " + " · ".join(dataset.item_names(items[items > 0])))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,7 @@ class BlindSpots:
       masked_targets: those that are in the user's own history, which is not recommended again.
       cold_targets: those that never occur in training.
       left_out_items: whether items that training never saw are left out of the lists.
-      unknown_users: users that get no list, as the model knows users by rows and trained none of
-        theirs.
+      unknown_users: users that got no list, as the recommender knows nothing of them.
       later_histories: users whose history holds events later than one of their targets.
     """
 
@@ -60,8 +59,7 @@ class BlindSpots:
             (self.cold_targets, f"{targets} never occur in training: they {cold} count as misses"),
             (
                 self.unknown_users,
-                f"{users} have no training events, so the model does not know them; they get no "
-                "list and count as misses",
+                f"{users} got no list, as nothing of them was trained on; they count as misses",
             ),
             (self.later_histories, later),
         )
@@ -76,8 +74,8 @@ def blind_spots(
     dataset: Dataset,
     *,
     mask_seen: bool,
+    recommended: np.ndarray,
     known_items: np.ndarray | None = None,
-    known_users: np.ndarray | None = None,
 ) -> BlindSpots:
     """Counts what the evaluation of requests cannot see.
 
@@ -85,10 +83,9 @@ def blind_spots(
       requests: what is asked.
       dataset: where they come from.
       mask_seen: whether items of the history are not recommended.
+      recommended: (U, K) item indices, 0 where there is none.
       known_items: (num_items + 1,) bool, the items that may be in lists; None means all.
-      known_users: (num_users + 1,) bool, the users that get a list; None means all.
     """
-    known = np.ones(len(requests), bool) if known_users is None else known_users[requests.users]
     return BlindSpots(
         num_users=len(requests),
         without_history=requests.without_history,
@@ -96,7 +93,7 @@ def blind_spots(
         masked_targets=_seen_targets(requests) if mask_seen else 0,
         cold_targets=int((dataset.item_counts[requests.target_items] == 0).sum()),
         left_out_items=known_items is not None,
-        unknown_users=int((~known).sum()),
+        unknown_users=int((recommended == 0).all(axis=1).sum()),
         later_histories=requests.later_histories,
     )
 

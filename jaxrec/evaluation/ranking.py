@@ -136,7 +136,6 @@ def evaluate(
     *,
     predict_ratings: PredictRatings | None = None,
     known_items: np.ndarray | None = None,
-    known_users: np.ndarray | None = None,
 ) -> Evaluation:
     """Measures a recommender on the "valid" or "test" split of a dataset.
 
@@ -149,7 +148,6 @@ def evaluate(
         when config.rmse is set.
       known_items: (num_items + 1,) bool, the items that the recommender puts into lists; None means
         all. For `Evaluation.blind_spots`.
-      known_users: (num_users + 1,) bool, the users that it gives lists to, likewise.
 
     Raises:
       UserError: when nothing can be evaluated, or the recommendations are not of the form that
@@ -174,8 +172,8 @@ def evaluate(
             requests,
             dataset,
             mask_seen=config.mask_seen,
+            recommended=recommended,
             known_items=known_items,
-            known_users=known_users,
         ),
         seconds=time.perf_counter() - start,
         per_user=per_user.get(config.monitor, np.zeros(0)),

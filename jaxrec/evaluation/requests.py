@@ -49,6 +49,20 @@ class Requests:
         """(U,) int64: number of distinct items to find."""
         return np.diff(self.target_offsets)
 
+    def showing(self, known: np.ndarray) -> "Requests":
+        """Returns the requests with histories that hold known items alone.
+
+        Args:
+          known: (num_items + 1,) bool.
+        """
+        kept = known[self.history_items]
+        before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])
+        return dataclasses.replace(
+            self,
+            history_items=self.history_items[kept],
+            history_offsets=before[self.history_offsets],
+        )
+
     def padded_history(self, max_len: int, rows: np.ndarray | None = None) -> np.ndarray:
         """The latest `max_len` events of some histories, aligned to the right, 0 before them.
 

@@ -33,12 +33,18 @@ class RetrieverRecommender:
       make_batch: maps requests and (B,) int64 rows of them to a batch of static shapes. B is always
         `config.batch_size`: the last batch is filled up by repeating a row.
       config: sizes.
+      known_items: (num_items + 1,) bool, the items that the model has learned: others are in no
+        list and in no history that it is shown. None means all.
+      known_users: (num_users + 1,) bool, for models that know users by rows: others get no list.
+        None is for models that know users by histories, which must hold a known item.
     """
 
     user_vectors: Callable[[Batch], Array]
     item_blocks: Callable[[], Iterable[Array]]
     make_batch: Callable[[Requests, np.ndarray], Batch]
     config: EvaluationConfig
+    known_items: np.ndarray | None = None
+    known_users: np.ndarray | None = None
 
     def recommend(self, requests: Requests, k: int, *, mask_seen: bool) -> np.ndarray:
         """Returns (U, k) int32 item indices, best first, 0 where there is none."""
@@ -47,19 +53,36 @@ class RetrieverRecommender:
     def rank(self, requests: Requests, k: int, *, mask_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns (U, k) float32 scores, -inf where there is no item, and what `recommend` does."""
         best, first = None, 0
+        shown = requests if self.known_items is None else requests.showing(self.known_items)
         for block in self.item_blocks():
-            found = self._best_of_block(requests, jnp.asarray(block), first, k, mask_seen)
+            found = self._best_of_block(requests, shown, jnp.asarray(block), first, k, mask_seen)
             best, first = found if best is None else _merge(best, found), first + block.shape[0]
         assert best is not None, "a catalogue has at least one block"
-        return best
+        scores, ids = best
+        unknown = shown.history_lengths == 0
+        if self.known_users is not None:
+            unknown = ~self.known_users[requests.users]
+        scores[unknown], ids[unknown] = -np.inf, 0
+        return scores, ids
 
     def _best_of_block(
-        self, requests: Requests, items: jax.Array, first: int, k: int, mask_seen: bool
+        self,
+        requests: Requests,
+        shown: Requests,
+        items: jax.Array,
+        first: int,
+        k: int,
+        mask_seen: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (U, k) scores and item indices."""
-        mesh, chunk = mesh_of(items), self.config.item_chunk
+        mesh, chunk, masked = mesh_of(items), self.config.item_chunk, {}
         if mesh is None:
             items = items[: requests.num_items + 1 - first]
+        if self.known_items is not None:
+            known = np.zeros((1, len(items)), bool)  # rows beyond the last item are padding
+            mine = self.known_items[first : first + len(items)]
+            known[0, : len(mine)] = mine
+            masked["masks"] = jnp.asarray(known)
         scores = np.zeros((len(requests), k), np.float32)
         ids = np.zeros((len(requests), k), np.int32)
         pending: collections.deque[tuple[np.ndarray, tuple[jax.Array, jax.Array]]]
@@ -70,12 +93,15 @@ class RetrieverRecommender:
             scores[rows], ids[rows] = (np.asarray(x) for x in found)
 
         for rows, seen in _batches(requests, self.config.batch_size, mask_seen):
-            shown = np.resize(rows, self.config.batch_size)  # of static shape, as promised
-            users = jnp.asarray(self.user_vectors(self.make_batch(requests, shown)))[: len(rows)]
+            whole = np.resize(rows, self.config.batch_size)  # of static shape, as promised
+            users = jnp.asarray(self.user_vectors(self.make_batch(shown, whole)))[: len(rows)]
+            if self.known_items is not None:
+                masked["mask"] = jnp.zeros(len(rows), jnp.int32)
             if mesh is None:
-                found = top_k_dot(users, items, k, exclude=seen, chunk=chunk, first=first)
+                found = top_k_dot(users, items, k, exclude=seen, chunk=chunk, first=first, **masked)
             else:
-                found = _top_k_on_mesh(mesh, k, chunk, requests.num_items)(users, items, seen)
+                rank = _top_k_on_mesh(mesh, k, chunk, requests.num_items)
+                found = rank(users, items, seen, masked.get("masks"))
             pending.append((rows, found))
             if len(pending) > _IN_FLIGHT:
                 fetch()
@@ -130,10 +156,16 @@ def _top_k_on_mesh(
     """
 
     def best(
-        users: jax.Array, items: jax.Array, seen: jax.Array, split: bool
+        users: jax.Array,
+        items: jax.Array,
+        seen: jax.Array,
+        masks: jax.Array | None,
+        split: bool,
     ) -> tuple[jax.Array, jax.Array]:
         first = lax.axis_index("model") * items.shape[0] if split else jnp.int32(0)
-        scores, ids = top_k_dot(users, items, k, exclude=seen, chunk=chunk, first=first)
+        mask = None if masks is None else jnp.zeros(len(users), jnp.int32)
+        options = {"exclude": seen, "masks": masks, "mask": mask, "chunk": chunk}
+        scores, ids = top_k_dot(users, items, k, first=first, **options)
         if split:
             scores, ids = (lax.all_gather(x, "model", axis=1, tiled=True) for x in (scores, ids))
             scores, order = lax.top_k(scores, k)
@@ -142,7 +174,7 @@ def _top_k_on_mesh(
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def run(
-        users: jax.Array, items: jax.Array, seen: jax.Array | None
+        users: jax.Array, items: jax.Array, seen: jax.Array | None, masks: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         batch, split = users.shape[0], items.shape[0] % mesh.shape["model"] == 0
         padding = jnp.arange(num_items + 1, items.shape[0], dtype=jnp.int32)
@@ -152,9 +184,14 @@ def _top_k_on_mesh(
         return jax.shard_map(
             functools.partial(best, split=split),
             mesh=mesh,
-            in_specs=(rows, PartitionSpec("model" if split else None), rows),
+            in_specs=(
+                rows,
+                PartitionSpec("model" if split else None),
+                rows,
+                PartitionSpec(None, "model" if split else None),
+            ),
             out_specs=rows,
             check_vma=False,  # equal on the devices of a group, which is not derived
-        )(users, items, seen)
+        )(users, items, seen, masks)
 
     return run

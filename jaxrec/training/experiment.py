@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrec.data.batches import fields_read
 from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import (
     Evaluation,
@@ -25,6 +26,7 @@ from jaxrec.paths import flatten, select
 from jaxrec.sharding import AXIS_RULES, Layout, mesh_of
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.host import Slices, host_tables, to_host
+from jaxrec.training.known import known_rows
 from jaxrec.training.planning import Plan, make_plan
 from jaxrec.training.state import TrainState, abstract_state, init_state
 from jaxrec.training.tables import TableUse, tables_of
@@ -161,8 +163,12 @@ class Experiment:
         )
 
     def recommender(self, params: Params) -> RetrieverRecommender:
-        """Returns the model with these parameters as a recommender."""
+        """Returns the model with these parameters as a recommender of what it knows."""
+        known = known_rows(self, params)
+        by_row = "users" in fields_read(self.config.data)
         return RetrieverRecommender(
+            known_items=None if known["item"][1:].all() else known["item"],
+            known_users=known["user"] if by_row else None,
             user_vectors=functools.partial(self.user_vectors, params),
             item_blocks=functools.partial(self._item_blocks, params),
             make_batch=self._request_batch,
@@ -230,12 +236,14 @@ class Experiment:
         if not intervals:
             evaluation = dataclasses.replace(evaluation, bootstrap_samples=0)
         tasks = getattr(self.config.objective, "tasks", ())
+        recommender = self.recommender(params)
         measured = evaluate(
-            self.recommender(params),
+            recommender,
             self.dataset,
             split,
             evaluation,
             predict_ratings=functools.partial(self.predict, params),
+            known_items=recommender.known_items,
         )
         if not tasks:
             return measured

@@ -4,22 +4,26 @@ A row that no event ever trained is what it was born with: what it says of its u
 noise. A run remembers which rows it trained, those of the run that it started from included.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxrec.config import whole_file
 from jaxrec.data.dataset import Dataset
 from jaxrec.paths import flatten
-from jaxrec.training.experiment import Experiment
 from jaxrec.training.vocabularies import load_vocabulary
 from jaxrec.typing import Params
+
+if TYPE_CHECKING:
+    from jaxrec.training.experiment import Experiment
 
 ROLES = ("user", "item")
 
 
-def known_rows(experiment: Experiment, params: Params) -> dict[str, np.ndarray]:
+def known_rows(experiment: "Experiment", params: Params) -> dict[str, np.ndarray]:
     """Returns which users (num_users + 1,) and items (num_items + 1,) a model knows, bool.
 
     Those that were trained, and items of which the model was given content, such as a vector. Row
@@ -53,11 +57,18 @@ def carry_known(source: str | Path, dataset: Dataset, workdir: str | Path) -> No
     _write(Path(workdir) / "vocabularies" / "carried.npz", carried)
 
 
+def with_carried(dataset: Dataset, workdir: str | Path) -> Dataset:
+    """Returns the dataset that knows which rows were trained before, as `carry_known` noted."""
+    carried = _read(Path(workdir) / "vocabularies" / "carried.npz")
+    if carried is None:
+        return dataset
+    rows = {role: dataset.trained[role] | carried[role] for role in ROLES}
+    return dataclasses.replace(dataset, trained_rows=rows)
+
+
 def save_rows(dataset: Dataset, workdir: str | Path) -> None:
-    """Notes in a workdir which rows are trained there, or were before."""
-    carried = _read(Path(workdir) / "vocabularies" / "carried.npz") or {}
-    rows = {role: dataset.trained[role] | carried.get(role, False) for role in ROLES}
-    _write(Path(workdir) / "vocabularies" / "trained.npz", rows)
+    """Notes in a workdir which rows its run trains, or others did before (`with_carried`)."""
+    _write(Path(workdir) / "vocabularies" / "trained.npz", dataset.trained)
 
 
 def read_rows(workdir: str | Path) -> Mapping[str, np.ndarray] | None:

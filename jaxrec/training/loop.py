@@ -24,7 +24,7 @@ from jaxrec.training.checkpoints import Checkpoints
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
 from jaxrec.training.host import HostStep
-from jaxrec.training.known import save_rows
+from jaxrec.training.known import save_rows, with_carried
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
@@ -75,7 +75,7 @@ def train(
       Stopped: after SIGTERM, once the state is saved.
     """
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
-    experiment = Experiment.of(config, dataset)
+    experiment = Experiment.of(config, with_carried(dataset, workdir))
     with together(), _Run(experiment, Path(workdir), start, quiet=quiet) as run:
         if is_first() and not isinstance(data, Dataset):
             where = {"data": str(Path(data).absolute())}

@@ -17,7 +17,7 @@ from jaxrec.sharding import Layout
 from jaxrec.training.checkpoints import SKIP, Checkpoints, open_checkpoint
 from jaxrec.training.config import ExperimentConfig
 from jaxrec.training.experiment import Experiment
-from jaxrec.training.known import read_rows, save_rows
+from jaxrec.training.known import read_rows, save_rows, with_carried
 from jaxrec.training.state import TrainState, abstract_state
 from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Params, UserError
@@ -150,7 +150,7 @@ def save_trained(
             raise UserError(f"{workdir} holds a run already. Choose another directory.")
         configs.save(config, workdir / "config.json")
         save_vocabularies(experiment.dataset, workdir)
-        save_rows(experiment.dataset, workdir)
+        save_rows(with_carried(experiment.dataset, workdir), workdir)
         if data is not None:
             where = {"data": str(Path(data).absolute())}
             configs.write_whole(workdir / "run.json", json.dumps(where) + "\n")
