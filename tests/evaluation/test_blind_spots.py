@@ -87,7 +87,7 @@ def experiment_of(dataset: Dataset, kind: str, **mesh: Any) -> Experiment:
             "objective": FullSoftmax(),
         },
     }[kind]
-    evaluation = EvaluationConfig(ks=(5,), batch_size=4, mask_seen=False)
+    evaluation = EvaluationConfig(ks=(5,), batch_size=4, mask_seen=False, monitor="ndcg@5")
     config = ExperimentConfig(**parts, evaluation=evaluation, mesh=MeshConfig(**mesh))
     return Experiment.of(config, dataset)
 
