@@ -181,15 +181,18 @@ class Log:
 
     Attributes:
       datasets: [0] has the first part alone, [t] the windows up to t as well.
-      starts: the first moment of each part.
+      starts: the first moment of each part, in the unit of the datasets.
     """
 
     def __init__(self, parts: Sequence[pd.DataFrame], directory: Path):
         directory.mkdir()
-        self.starts = [int(part["timestamp"].iloc[0]) for part in parts]
         options: dict[str, Any] = {"split": "given", "split_column": "split"}
         first = prepare(parts[0], directory / "data", time_column="timestamp", **options)
         self.datasets = [first]
+        unit = first.manifest.time_unit
+        self.starts = [
+            parse_moment(int(part["timestamp"].iloc[0]), "start", unit=unit) for part in parts
+        ]
         for number, part in enumerate(parts[1:], 1):
             file = directory / f"window-{number}.parquet"
             part.to_parquet(file)

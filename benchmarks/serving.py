@@ -200,7 +200,7 @@ def make_artefact(folder: Path) -> tuple[Path, Path]:
     from jaxrec.data.synthetic import synthetic
 
     events, items = synthetic(num_users=4000, num_items=12_101, min_events=5, max_events=30, seed=0)
-    prepare(events, folder / "data", items=items, min_user_events=1, min_item_events=1)
+    prepare(events, folder / "data", items=items, time_column="timestamp")
     commands = [
         ["train.py", "--config=configs/sasrec_beauty.py", f"--data={folder / 'data'}"]
         + [

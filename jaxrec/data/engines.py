@@ -79,7 +79,7 @@ class PandasEngine:
     def scan(self, files: Sequence[File], columns: Mapping[str, str]) -> "nw.LazyFrame[Any]":
         names = list(columns.values())
         kinds = list(common_types(files, columns).values())
-        parts = [to_frame(read_arrow(file, names, kinds)) for file in files]
+        parts = [_light_frame(read_arrow(file, names, kinds)) for file in files]
         frame = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
         rows = [i * ROWS_OF_A_FILE + np.arange(len(part)) for i, part in enumerate(parts)]
         return self._lazy(frame, columns, np.concatenate(rows))
@@ -169,7 +169,7 @@ def convert_batch(batch: pa.RecordBatch, conversions: Mapping[str, Conversion]) 
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=pa.schema(fields))
 
 
-def to_series(column: pa.Array) -> pd.Series:
+def to_series(column: pa.Array | pa.ChunkedArray) -> pd.Series:
     """Returns a column of pandas, with integers that stay exact beside nulls."""
     return column.to_pandas(types_mapper=_EXACT.get)
 
@@ -177,6 +177,15 @@ def to_series(column: pa.Array) -> pd.Series:
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Returns a frame of pandas, with integers that stay exact beside nulls."""
     return table.to_pandas(types_mapper=_EXACT.get)
+
+
+def _light_frame(table: pa.Table) -> pd.DataFrame:
+    """Returns what `to_frame` does, with plain integers where nothing is missing."""
+    columns = {}
+    for name in table.schema.names:
+        column = table.column(name)
+        columns[name] = to_series(column) if column.null_count else column.to_pandas()
+    return pd.DataFrame(columns, copy=False)
 
 
 def to_arrays(frame: pd.DataFrame | pa.RecordBatch) -> dict[str, np.ndarray]:

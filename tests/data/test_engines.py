@@ -1,6 +1,7 @@
 """One log, three engines, one dataset: down to the bytes of its files."""
 
 import errno
+import gzip
 import importlib.util
 import resource
 import shutil
@@ -106,7 +107,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "random": {"split": "random", "keep": "first", "seed": 5},
     "given": {"split": "given", "split_column": "part"},
-    "untimed": {"time_column": None, "min_item_events": 15},
+    "untimed": {"time_column": None, "rows_in_time_order": True, "min_item_events": 15},
 }
 
 
@@ -146,6 +147,52 @@ def test_spark_makes_the_dataset_of_pandas(
     tmp_path: Path, spark: None, kind: str, recipe: str
 ) -> None:
     compare(tmp_path, "spark", kind, RECIPES[recipe])
+
+
+def hostile(directory: Path) -> list[tuple[Any, dict[str, Any]]]:
+    """Logs of one meaning in files that trip readers up, and the options that say how to read."""
+    frame = dates(invented(4)).assign(item=lambda f: f["item"].where(f.index % 7 > 0, " 3.0"))
+    frame["user"] = frame["user"].where(frame.index % 13 > 0, "NA")
+    folder = directory / "when=1" / "a[1]*?.parquet"
+    folder.mkdir(parents=True)
+    odd = frame.rename(columns={"user": "us.er`"}).assign(USER="wrong", When="wrong")
+    odd.to_parquet(folder / "part[0].parquet", row_group_size=150)
+    (folder / "_SUCCESS").touch()
+    stamps(frame.assign(when=invented(4)["when"])).assign(
+        user=frame["user"].str.encode("utf-8")
+    ).to_parquet(directory / "bytes.parquet", row_group_size=90)
+    text = frame.to_csv(index=False, sep=";", quoting=2)
+    (directory / "x y?.csv.GZ").write_bytes(gzip.compress(text.encode("utf-16")))
+    lines = frame.to_csv(index=False, header=False, sep="\t").replace("\t", "::")
+    (directory / "a.dat").write_text(lines, encoding="latin-1")
+    names = ",".join(frame)
+    return [
+        (directory / "when=1", {"user_column": "us.er`"}),
+        (directory / "bytes.parquet", {}),
+        (str(directory / "x y?.csv.GZ"), {"separator": ";", "encoding": "utf-16"}),
+        (
+            directory / "a.dat",
+            {"separator": "::", "encoding": "latin-1", "column_names": names},
+        ),
+    ]
+
+
+def compare_hostile(directory: Path, engine: str) -> None:
+    for number, (source, options) in enumerate(hostile(directory)):
+        all_options = COLUMNS | {"label_column": "stars"} | options
+        outs = [directory / f"{number}-{name}" for name in ("pandas", engine)]
+        prepare(source, outs[0], engine="pandas", **all_options)
+        prepare(source, outs[1], engine=engine, **all_options)
+        same_bytes(*outs)
+
+
+def test_duckdb_reads_hostile_files_as_pandas_does(tmp_path: Path) -> None:
+    compare_hostile(tmp_path, "duckdb")
+
+
+@pytest.mark.filterwarnings("ignore")  # Spark's own about pandas 3 and unclosed sockets
+def test_spark_reads_hostile_files_as_pandas_does(tmp_path: Path, spark: None) -> None:
+    compare_hostile(tmp_path, "spark")
 
 
 @pytest.mark.parametrize("engine", ["pandas", "duckdb"])
@@ -188,8 +235,9 @@ def test_a_sort_larger_than_memory_goes_through_the_disk(tmp_path: Path) -> None
         }
     )
     frame.to_parquet(tmp_path / "a.parquet")
-    small = prepare(tmp_path / "a.parquet", tmp_path / "out", time_column="t", memory_limit="60MB")
-    large = prepare(tmp_path / "a.parquet", tmp_path / "two", time_column="t", engine="pandas")
+    options: dict[str, Any] = {"time_column": "t", "time_unit": "counter"}
+    small = prepare(tmp_path / "a.parquet", tmp_path / "out", memory_limit="60MB", **options)
+    large = prepare(tmp_path / "a.parquet", tmp_path / "two", engine="pandas", **options)
     assert small.manifest.fingerprint == large.manifest.fingerprint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "out", "two"]
 
