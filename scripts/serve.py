@@ -34,13 +34,19 @@ flags.DEFINE_string(
     "Where events of users are kept: sqlite:PATH, redis://HOST:PORT, or memory: to forget them.",
 )
 flags.DEFINE_integer("max_events", 1000, "Newest events of a user that are kept.", 1)
-flags.DEFINE_string("histories", None, "Dataset whose events the store shall have; added once.")
+flags.DEFINE_string(
+    "histories", None, "Dataset whose events the store shall have; adds what is new."
+)
 flags.DEFINE_string("rules", None, "TOML file of rules, such as configs/rules.toml.")
 flags.DEFINE_string("keys", None, "File of API keys; without it everybody who connects may ask.")
 flags.DEFINE_string(
     "new_key", None, "Make a key of this name in the file --keys, print it once, and end."
 )
-flags.DEFINE_list("scopes", ["serve", "events"], "What the new key is for: serve, events.")
+flags.DEFINE_list(
+    "scopes",
+    ["serve", "events"],
+    "What the new key is for: serve, events, users (to see and to remove what is kept of one).",
+)
 flags.DEFINE_float(
     "rate",
     None,

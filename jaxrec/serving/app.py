@@ -1,6 +1,7 @@
 """The routes of the service, and what OpenAPI says of them."""
 
 import asyncio
+import urllib.parse
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any, Literal
@@ -14,21 +15,26 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import jaxrec
+from jaxrec.ids import id_text
 from jaxrec.serving import schemas
 from jaxrec.serving.gate import Health, respond_refused
 from jaxrec.serving.kserve import InferRequest, add_kserve
 from jaxrec.serving.metrics import CONTENT_TYPE
 from jaxrec.serving.refusals import Refusal, refusing_without_state
 from jaxrec.serving.service import Reply, Service
+from jaxrec.typing import UserError
 
 # The longest beginning of a path comes first.
-SCOPES = {"/v1/events": "events", "/v1/": "serve", "/v2/models/": "serve"}
+SCOPES = {"/v1/events": "events", "/v1/users/": "users", "/v1/": "serve", "/v2/models/": "serve"}
 # What metrics and log name when a request is refused before its route is looked for.
 ROUTES = (
     *("/v1/recommend", "/v1/score", "/v1/similar", "/v1/events"),
-    *("/v1/model", "/v1/items", "/v1/users"),
+    *("/v1/model", "/v1/rules", "/v1/items", "/v1/users"),
+    *("/v1/users/{id}", "DELETE /v1/users/{id}"),
     "/v2/models/{name}/infer",
 )
+# What may stand behind the ? of a path; other paths of /v1/ take nothing.
+_QUERIES = {"/v1/items": ("query", "limit"), "/v1/users": ("query", "limit")}
 _ASKED = (
     schemas.RecommendRequest,
     schemas.ScoreRequest,
@@ -167,6 +173,8 @@ class _Posts:
         return post
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["query_string"] and scope["path"].startswith("/v1/"):
+            _check_query(scope["path"], scope["query_string"])
         respond = self._answers.get(scope["path"]) if scope["type"] == "http" else None
         if respond is None or scope["method"] != "POST":
             await self._others(scope, receive, send)
@@ -236,6 +244,51 @@ def _add_probes(app: FastAPI, service: Service, health: Health) -> None:
     async def model() -> dict[str, Any]:
         return describe_models(service)
 
+    @app.get(
+        "/v1/rules",
+        summary="The rules that hold now.",
+        responses={200: {"model": schemas.RulesResponse}, **_errors(401, 403, 429, 503)},
+        response_model=None,
+    )
+    async def rules() -> dict[str, Any]:
+        serving = service.models.serving.items()
+        return {
+            "rules": {role: model.rules.described for role, model in serving},
+            "refused": service.models.rules_refused,
+        }
+
+    _add_user(app, service)
+
+
+def _add_user(app: FastAPI, service: Service) -> None:
+    path, errors = "/v1/users/{id:path}", _errors(401, 403, 404, 422, 429, 503)
+
+    def asked(request: Request, id: str, route: str) -> str:
+        try:
+            user = id_text(id)
+        except UserError as error:
+            raise Refusal(422, "invalid_request", str(error)) from None
+        if not user:
+            raise Refusal(422, "invalid_request", "say which user: /v1/users/ID.")
+        request.scope["state"] |= {"route": route, "note": {"user": user}}
+        return user
+
+    @app.get(
+        path,
+        responses={200: {"model": schemas.UserEventsResponse}, **errors},
+        response_model=None,
+    )
+    async def events(id: str, request: Request) -> dict[str, Any]:
+        """Shows the events that are kept of a user."""
+        user = asked(request, id, "/v1/users/{id}")
+        return await service.events_of(user)
+
+    @app.delete(path, status_code=204, responses=errors, response_class=Response)
+    async def forget(id: str, request: Request) -> Response:
+        """Removes all events of a user for good; what is posted afterwards counts."""
+        await service.forget(asked(request, id, "DELETE /v1/users/{id}"))
+        return Response(status_code=204)
+
 
 def _add_searches(app: FastAPI, service: Service) -> None:
     errors = _errors(401, 403, 422, 429, 503)
@@ -295,6 +348,7 @@ def describe_models(service: Service) -> dict[str, Any]:
             "k": manifest["k"],
             "shown": list(manifest["shown"]),
             "metrics": manifest["metrics"],
+            "score": manifest["score"],
             "rules": model.rules.version,
         }
     return {
@@ -303,6 +357,7 @@ def describe_models(service: Service) -> dict[str, Any]:
         "share": deployment.share if deployment else 0.0,
         "shadow": deployment.shadow if deployment else False,
         "refused": models.refused,
+        "rules_refused": models.rules_refused,
     }
 
 
@@ -311,6 +366,18 @@ class _Ready(BaseModel):
 
     status: str
     problems: list[str]
+
+
+def _check_query(path: str, query: bytes) -> None:
+    """Refuses names that no route reads, as unknown fields of a body are."""
+    known = _QUERIES.get(path, ())
+    for name, _ in urllib.parse.parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name not in known:
+            there = f"there are: {', '.join(known)}" if known else "it takes none"
+            told = f"{path} has no query parameter {name[:64]!r}; {there}."
+            raise Refusal(
+                422, "invalid_request", told, fields=[{"path": name[:64], "message": told}]
+            )
 
 
 def _check_search(query: str, limit: int) -> None:

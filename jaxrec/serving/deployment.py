@@ -29,6 +29,7 @@ from jaxrec.typing import UserError
 log = logging.getLogger(__name__)
 
 type Role = Literal["primary", "candidate"]
+type Watched = Literal["artefact", "rules", "keys"]
 type Change = Literal["swapped", "rolled_back", "refused"]
 ROLES: tuple[Role, ...] = ("primary", "candidate")
 # Longer than any request may wait: who holds a model that was replaced is answered by then.
@@ -139,6 +140,7 @@ class Models:
         load_rules: Callable[[Model], Rules],
         max_batch: int = 16,
         on_change: Callable[[Change, dict[Role, Model]], None] = lambda result, models: None,
+        on_refused: Callable[[Watched, str | None], None] = lambda what, why: None,
         say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         """Loads nothing yet.
@@ -149,6 +151,7 @@ class Models:
           load_rules: makes the rules for a model's items.
           max_batch: how many queries run at once.
           on_change: is told how a change ended, and what serves now.
+          on_refused: is told of what was refused, and why, and with None that nothing is any more.
           say: is told how far loading is.
         """
         self._source = source
@@ -156,12 +159,12 @@ class Models:
         self._make_batcher = make_batcher
         self._load_rules = load_rules
         self._say = say
-        self._on_change = on_change
+        self._on_change, self._on_refused = on_change, on_refused
         self._serving: dict[Role, Model] = {}
         self._kept: Model | None = None
         self._ending = False
         self._rules_seen: list[tuple[int, ...]] = []
-        self._rules_refused: str | None = None
+        self.rules_refused: str | None = None
         self._tried: tuple[Any, ...] | None = None
         self._reloading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
@@ -221,6 +224,7 @@ class Models:
                 told = f"the artefact could not be loaded ({type(error).__name__}: {error})."
                 self._refuse(state, UserError(told))
             self._tried, self.refused = state, None
+            self._on_refused("artefact", None)
             self._swap(deployment, models)
             return True
 
@@ -233,6 +237,9 @@ class Models:
         models = self._all()
         seen = [seen_of(path) for model in models for path in model.rules.watched()]
         if seen == self._rules_seen:
+            if self.rules_refused:  # what was refused is gone, and what holds is there again
+                self.rules_refused = None
+                self._on_refused("rules", None)
             return
         new: dict[Model, Rules] = {}
         for model in models:
@@ -246,7 +253,8 @@ class Models:
         if self._kept is not None and self._kept not in new:
             self._close_later(self._kept)
             self._kept = None
-        self._rules_seen, self._rules_refused = seen, None
+        self._rules_seen, self.rules_refused = seen, None
+        self._on_refused("rules", None)
         for model, rules in new.items():
             model.rules = rules
         if self.refused:  # it may have been for the rules from before
@@ -254,12 +262,14 @@ class Models:
 
     def _refuse_rules(self, error: UserError) -> None:
         """Raises the error once; rules are tried again, as a file may come late."""
-        if self._rules_refused != str(error):
-            self._rules_refused = str(error)
+        if self.rules_refused != str(error):
+            self.rules_refused = str(error)
+            self._on_refused("rules", str(error))
             raise error
 
     def _refuse(self, state: tuple[Any, ...], error: UserError) -> NoReturn:
         self._tried, self.refused = state, str(error)
+        self._on_refused("artefact", str(error))
         self._on_change("refused", self._serving)
         raise error
 

@@ -58,12 +58,12 @@ async def _import(state: State, dataset: "Dataset", path: Path, say: Callable[[s
     manifest = dataset.manifest
     told = await state.note(_NOTE)
     before: dict[str, Any] = json.loads(told) if told else {}
-    filled: str | None = before.get("fingerprint")
-    if filled == manifest.fingerprint and before.get("whole"):
+    filled = before.get("fingerprint", "")
+    if filled == manifest.fingerprint and before["whole"]:
         say("the store has these histories already.")
         return
     ancestors = [step["parent"] for step in manifest.lineage]
-    if filled is not None and filled not in (manifest.fingerprint, *ancestors):
+    if filled not in ("", manifest.fingerprint, *ancestors):
         raise UserError(
             f"the store was filled from another dataset (fingerprint {filled[:12]}) than {path} "
             f"({manifest.fingerprint[:12]}), and none that it was appended to. Give that dataset, "

@@ -22,7 +22,7 @@ from typing import Any
 from jaxrec.config import whole_file
 from jaxrec.typing import UserError
 
-SCOPES = ("serve", "events")
+SCOPES = ("serve", "events", "users")
 _LOG = logging.getLogger(__name__)
 
 
@@ -33,7 +33,8 @@ class Key:
     Attributes:
       name: whose it is, for limits and logs.
       sha256: of the key's text, in hexadecimal digits.
-      scopes: what it is for, of "serve" and "events".
+      scopes: what it is for: "serve" asks, "events" adds events, "users" sees and removes what is
+        kept of a user.
       rate: requests a second; None is the rate of all.
     """
 

@@ -18,10 +18,12 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import jaxrec
+from jaxrec.ids import id_text
 from jaxrec.serving.deployment import Model
 from jaxrec.serving.refusals import Refusal
 from jaxrec.serving.schemas import MAX_HISTORY, MAX_ITEMS
 from jaxrec.serving.service import Service
+from jaxrec.typing import UserError
 
 _HEADER_LENGTH = "inference-header-content-length"
 _MOST_ROWS = 256
@@ -226,11 +228,19 @@ def _from_json(tensor: Tensor) -> list[Any]:
             if not all(isinstance(row, list) for row in values):
                 raise _wrong(f"{tensor.name[:64]} mixes lists and values.")
             values = [value for row in values for value in row]
-    kind = str if tensor.datatype == "BYTES" else int
     _check_kind(tensor)
-    if not all(type(value) is kind for value in values):
+    kinds = (str, int, float) if tensor.datatype == "BYTES" else (int,)
+    if not all(type(value) in kinds for value in values):
         raise _wrong(f"{tensor.name[:64]} has values that are no {tensor.datatype}.")
-    return values
+    return _ids(tensor, values) if tensor.datatype == "BYTES" else values
+
+
+def _ids(tensor: Tensor, values: Sequence[Any]) -> list[str]:
+    """Returns the texts of ids, "" for those that fill up."""
+    try:
+        return [id_text(value) or "" for value in values]
+    except UserError as error:
+        raise _wrong(f"{tensor.name[:64]}: {error}") from None
 
 
 def _from_binary(tensor: Tensor, data: bytes) -> list[Any]:
@@ -241,7 +251,8 @@ def _from_binary(tensor: Tensor, data: bytes) -> list[Any]:
             raise _wrong(f"{tensor.name[:64]} has {len(data)} bytes, no whole {tensor.datatype}.")
         values: list[Any] = np.frombuffer(data, kind).tolist()
         return values
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     while at < len(data):
         length = int.from_bytes(data[at : at + 4], "little")
         end = at + 4 + length
@@ -252,7 +263,7 @@ def _from_binary(tensor: Tensor, data: bytes) -> list[Any]:
         except UnicodeDecodeError:
             raise _wrong(f"{tensor.name[:64]} holds a text that is not UTF-8.") from None
         at = end
-    return texts
+    return _ids(tensor, texts)
 
 
 def _check_kind(tensor: Tensor) -> None:

@@ -7,7 +7,17 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import numpy as np
 
 from jaxrec.serving.items import ItemTable, Values, spell
-from jaxrec.serving.rules_file import Age, Allow, Context, Deny, Rule, RulesFile, Stock, label
+from jaxrec.serving.rules_file import (
+    Age,
+    Allow,
+    Context,
+    Deny,
+    Rule,
+    RulesFile,
+    Stock,
+    label,
+    to_id,
+)
 from jaxrec.typing import UserError
 
 type MaskRule = Allow | Deny | Stock | Age
@@ -105,7 +115,7 @@ class Masks:
 
     def _listed(self, rule: Allow | Deny) -> np.ndarray:
         if rule.column is None:
-            ids = self._ids(rule.file) if rule.file is not None else map(spell, rule.items or ())
+            ids = self._ids(rule.file) if rule.file is not None else map(to_id, rule.items or ())
             return self._named(rule, ids)
         values, names = self._items.values(rule.column), [spell(name) for name in rule.values or ()]
         if absent := [name for name in names if name not in values.names]:

@@ -52,14 +52,17 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(name, text, labels, registry=registry, buckets=buckets)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
 
         self.batch_size = histogram("jaxrec_batch_size", "Requests in a batch.", BATCH_SIZES)
         self.queue_length = gauge("jaxrec_queue_length", "Requests that wait for a batch.")
         self.ready = gauge("jaxrec_ready", "1 while the server is ready for requests.")
         self.shadow_overlap = histogram(
             "jaxrec_shadow_overlap", "Share of a list that the shadowed model has too.", SHARES
+        )
+        self._refused = gauge(
+            "jaxrec_refused", "1 while a changed file is refused and the old one holds.", "file"
         )
         self.audit_lost = counter("jaxrec_audit_lost_total", "Lines the audit log lost.")
         self._request_seconds = _Children(
@@ -120,6 +123,10 @@ class Metrics:
         """Counts how loading another artefact ended."""
         self._reloads[(result,)].inc()
 
+    def refused(self, file: Literal["artefact", "rules", "keys"], why: str | None) -> None:
+        """Shows whether a changed file of a kind is refused now."""
+        self._refused.labels(file).set(0 if why is None else 1)
+
     def show_models(self, models: Mapping[str, Served]) -> None:
         """Shows the models that serve now, by variant ("primary", "candidate"), and no others.
 
@@ -154,6 +161,8 @@ class Metrics:
             self._compilations[(phase,)]
         for result in ("swapped", "refused", "rolled_back"):
             self._reloads[(result,)]
+        for file in ("artefact", "rules", "keys"):
+            self._refused.labels(file)
         for kind in ("item", "user"):
             self._ids[(kind,)], self._unknown_ids[(kind,)]
 

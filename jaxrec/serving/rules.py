@@ -8,11 +8,11 @@ pinned, then the others are chosen one by one under caps and for variety.
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrec.serving.items import ItemTable, Values, spell
+from jaxrec.serving.items import ItemTable, Values
 from jaxrec.serving.masks import NO_FILTERS, Filters, Masks
 from jaxrec.serving.reranking import Limit, Variety, choose
 from jaxrec.serving.rules_file import (
@@ -29,6 +29,7 @@ from jaxrec.serving.rules_file import (
     Stock,
     label,
     read_rules_file,
+    to_id,
 )
 from jaxrec.typing import UserError
 
@@ -96,6 +97,16 @@ class Rules:
             except UserError as error:
                 raise UserError(f"{file and file.path}: {label(rule)}: {error}") from None
         self._pins.sort(key=lambda pin: pin[0].position)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What is told of them: version, warnings, and each rule with its kind and fields."""
+        rules = [
+            {"kind": type(rule).__name__.lower()}
+            | {key: x for key, x in dataclasses.asdict(rule).items() if x is not None}
+            for rule in (self._file.rules if self._file else ())
+        ]
+        return {"version": self.version, "rules": rules, "warnings": self.warnings}
 
     def mask(
         self, filters: Filters, context: Context, now: float
@@ -183,7 +194,7 @@ class Rules:
             case Diversity():
                 self._diversities.append(rule)
             case Pin():
-                known, unknown = self._items.indices([spell(rule.item)])
+                known, unknown = self._items.indices([to_id(rule.item)])
                 self._pins += [(rule, int(item)) for item in known]
                 self.warnings += [
                     f"{label(rule)}: {item!r} is not in the catalogue." for item in unknown

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxrec.ids import id_text
 from jaxrec.serving.items import spell
 from jaxrec.typing import UserError
 
@@ -288,7 +289,15 @@ def _lines(content: bytes, what: str) -> list[str]:
         lines = content.decode("utf-8-sig").splitlines()
     except ValueError:
         raise UserError(f"{what} is no text in UTF-8. Write one id a line.") from None
-    return [line.strip() for line in lines if line.strip()]
+    try:
+        return [text for line in lines if (text := to_id(line))]
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def to_id(value: str | int) -> str:
+    """Returns the text of an id in a rule, "" for none. Raises UserError for what is no id."""
+    return id_text(value) or ""
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -1,17 +1,73 @@
 """What requests and responses look like: types, limits and examples, for checks and for OpenAPI.
 
-Items and users are named by the ids that they had in the log.
+Items and users are named by the ids that they had in the log, as texts or as numbers: each id goes
+through `jaxrec.ids.id_text`. Only the size of a body limits how long an id may be.
 """
 
-from typing import Annotated, Literal
+import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from jaxrec.ids import id_text
+from jaxrec.typing import UserError
 
 MAX_K = 1000
 MAX_ITEMS = 1000
 MAX_HISTORY = 10_000
 
-Id = Annotated[str, Field(min_length=1, max_length=256)]
+_LARGEST_SECONDS = 1e11  # the year 5138; milliseconds of today are above
+_ID_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]}
+
+
+def _id(value: Any) -> Any:
+    """Returns the text of an id; what is none stays, for the check of types to tell of."""
+    if isinstance(value, str) and value.isascii() and value.isalnum():
+        return value  # most ids, in a tenth of the time
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return value
+    try:
+        return id_text(value) or ""
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def _each_id(values: Any) -> Any:
+    return [_id(value) for value in values] if isinstance(values, list) else values
+
+
+def _seconds(value: Any) -> Any:
+    """Returns Unix seconds of a text as in ISO 8601, which is UTC unless it says its zone."""
+    if isinstance(value, str):
+        try:
+            time = datetime.datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(
+                f"{value[:40]!r} is no time; write 2024-05-01T10:00:00Z, or seconds since 1970"
+            ) from None
+        return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).timestamp()
+    if isinstance(value, int | float) and value >= _LARGEST_SECONDS:
+        raise ValueError(
+            "this is no number of seconds since 1970 but of milliseconds or less; divide it, or "
+            "write 2024-05-01T10:00:00Z"
+        )
+    return value
+
+
+def _listed(most: int, least: int = 0) -> WithJsonSchema:
+    """Returns what OpenAPI says of a list of ids."""
+    return WithJsonSchema(
+        {"type": "array", "items": _ID_SCHEMA, "minItems": least, "maxItems": most}
+    )
+
+
+Id = Annotated[str, Field(min_length=1), BeforeValidator(_id), WithJsonSchema(_ID_SCHEMA)]
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+_Texts = list[Annotated[str, Field(min_length=1)]]
+_EACH = BeforeValidator(_each_id)
+_Items = Annotated[_Texts, Field(max_length=MAX_ITEMS), _EACH, _listed(MAX_ITEMS)]
+_Some = Annotated[_Texts, Field(min_length=1, max_length=MAX_ITEMS), _EACH, _listed(MAX_ITEMS, 1)]
+_History = Annotated[_Texts, Field(max_length=MAX_HISTORY), _EACH, _listed(MAX_HISTORY)]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Number = Annotated[int, Field(strict=True)] | Annotated[float, Field(allow_inf_nan=False)]
 
@@ -23,13 +79,9 @@ class _Request(BaseModel):
 class Filters(_Request):
     """Which items may be recommended to this one request, beside the rules of the service."""
 
-    allow: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
-        None, description="Only these items.", examples=[["4", "83"]]
-    )
-    deny: Annotated[list[Id], Field(max_length=MAX_ITEMS)] | None = Field(
-        None, description="None of these items.", examples=[["171"]]
-    )
-    categories: Annotated[list[Id], Field(max_length=50)] | None = Field(
+    allow: _Items | None = Field(None, description="Only these items.", examples=[["4", "83"]])
+    deny: _Items | None = Field(None, description="None of these items.", examples=[["171"]])
+    categories: Annotated[list[Text], Field(max_length=50)] | None = Field(
         None, description="Only items of one of these categories.", examples=[["Comedy"]]
     )
 
@@ -40,7 +92,7 @@ class _Shown(_Request):
         description="Whose stored history to use, and for models that know users, who is asking.",
         examples=["196"],
     )
-    history: Annotated[list[Id], Field(max_length=MAX_HISTORY)] | None = Field(
+    history: _History | None = Field(
         None,
         description="Item ids, oldest first; in place of the stored history of the user.",
         examples=[["242", "302", "377"]],
@@ -60,7 +112,7 @@ class RecommendRequest(_Shown):
         None, ge=1, le=MAX_K, description="How many; 10, or all that the model returns, by default."
     )
     filters: Filters | None = None
-    context: Annotated[dict[Word, Id | bool | Number], Field(max_length=20)] | None = Field(
+    context: Annotated[dict[Word, Text | bool | Number], Field(max_length=20)] | None = Field(
         None, description="What conditions of rules look at.", examples=[{"country": "DE"}]
     )
     exclude_seen: bool = Field(True, description="Leave out what is in the history.")
@@ -73,9 +125,7 @@ class RecommendRequest(_Shown):
 class ScoreRequest(_Shown):
     """Asks for the scores of given items."""
 
-    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)] = Field(
-        description="Item ids.", examples=[["4", "83", "171"]]
-    )
+    items: _Some = Field(description="Item ids.", examples=[["4", "83", "171"]])
 
 
 class SimilarRequest(_Request):
@@ -95,13 +145,13 @@ class EventIn(_Request):
     user: Id = Field(examples=["196"])
     item: Id = Field(examples=["242"])
     type: Word = Field("view", description="Any word, such as view, click, purchase.")
-    time: float | None = Field(
-        None,
-        ge=0,
-        lt=1e11,
-        allow_inf_nan=False,
-        description="Seconds since 1970; now when not said. Say it, and sending an event again "
-        "does not count it twice.",
+    time: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_seconds)] | None = (
+        Field(
+            None,
+            description="Seconds since 1970, or a time as in ISO 8601, UTC unless it says its "
+            "zone; now when not said. Say it, and sending an event again does not count it twice.",
+            examples=[1714557600, "2024-05-01T10:00:00Z"],
+        )
     )
     request_id: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="The recommendation that led to it."
@@ -199,6 +249,28 @@ class UsersResponse(BaseModel):
     """Users whose ids begin with what was asked."""
 
     users: list[str]
+
+
+class StoredEvent(BaseModel):
+    """An event that is kept of a user."""
+
+    item: str
+    type: str
+    time: float = Field(description="Seconds since 1970, or a counter of the log.")
+
+
+class UserEventsResponse(BaseModel):
+    """What is kept of a user, oldest first."""
+
+    user: str
+    events: list[StoredEvent]
+
+
+class RulesResponse(BaseModel):
+    """The rules that hold, by the part that a model plays, and why a changed file was refused."""
+
+    rules: dict[str, dict[str, Any]]
+    refused: str | None
 
 
 class FieldError(BaseModel):

@@ -240,6 +240,7 @@ class _Server:
             make_batcher=make_batcher,
             load_rules=self._load_rules,
             on_change=self._changed,
+            on_refused=self.metrics.refused,
             say=self.say,
         )
 
@@ -283,7 +284,13 @@ class _Server:
         """By itself: a key that is withdrawn does not hold on while a model is compiled."""
 
         async def refresh() -> None:
-            self.keys.refresh()
+            try:
+                self.keys.refresh()
+            except UserError as error:
+                self.metrics.refused("keys", str(error))
+                raise
+            if not self.keys.refused:
+                self.metrics.refused("keys", None)
 
         while True:
             await asyncio.sleep(self.config.reload_every_s)
@@ -302,6 +309,7 @@ class _Watched[T]:
         self._read, self._path = read, path
         self._seen: tuple[int, ...] | None = None
         self.value: T | None = None
+        self.refused = False
 
     def refresh(self) -> None:
         """Raises UserError when the file has changed and cannot be used; the old value stays."""
@@ -309,8 +317,9 @@ class _Watched[T]:
             return
         seen = seen_of(self._path)
         if seen != self._seen:
-            self._seen = seen
+            self._seen, self.refused = seen, True
             self.value = self._read(self._path)
+            self.refused = False
 
 
 @contextlib.asynccontextmanager

@@ -226,6 +226,20 @@ class Service:
         body = {"accepted": len(events), "unknown_items": unknown}
         return Reply(body, {"items": len(events)})
 
+    async def events_of(self, user: str) -> dict[str, Any]:
+        """Returns what is kept of a user. Raises Refusal, also when that is nothing."""
+        with refusing_without_state():
+            events = await self.state.events(user)
+        if not events:
+            raise Refusal(404, "unknown_user", f"no event is kept of the user {user!r}.")
+        kept = [{"item": e.item, "type": e.type, "time": e.time} for e in events]
+        return {"user": user, "events": kept}
+
+    async def forget(self, user: str) -> None:
+        """Removes what is kept of a user; when it returns that is durable. Raises Refusal."""
+        with refusing_without_state():
+            await self.state.forget(user)
+
     async def problems(self, draining: bool) -> list[str]:
         """Returns why the server should get no requests, and counts it ready without a reason."""
         problems = ["the server is about to end"] if draining else []
