@@ -26,6 +26,7 @@ from jaxrec.training.host import HostStep
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
+from jaxrec.training.segments import check_segments
 from jaxrec.training.state import (
     Step,
     StepMetrics,
@@ -33,7 +34,7 @@ from jaxrec.training.state import (
     all_finite,
 )
 from jaxrec.training.step import make_step
-from jaxrec.training.trained import check_same, describe_checkpoint
+from jaxrec.training.trained import check_kinds, check_same, describe_checkpoint
 from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Batch, Stopped, UserError
 
@@ -147,8 +148,13 @@ class _Run:
         """Plans where everything goes, says so, and makes it."""
         config, model = self.experiment.config, self.experiment.model
         _check_trainable(self.experiment)
+        rows = own_rows(self.config.batch_size, self.mesh)
+        if self.batches.batch(0, slice(rows.start, rows.start + 1)).segments is not None:
+            check_segments(model)
         optimizer, average = self.experiment.optimizer(self.total), self.config.average
-        plan = self.experiment.plan(optimizer, self.mesh)
+        kinds = self.experiment.step_kinds(self.batches, self.statistics)
+        plan = self.experiment.plan(optimizer, self.mesh, kinds)
+        self.kinds = {table.name: table.step for table in plan.tables}
         if not self.quiet:
             print(plan, file=sys.stderr)
         step: dict[str, Any] = {"seed": self.config.seed, "accumulate": self.config.accumulate}
@@ -194,6 +200,7 @@ class _Run:
             return 0
         meta = self.checkpoints.meta(steps[-1])
         check_same(meta, self.experiment, resume=True)
+        check_kinds(meta, self.experiment, self.kinds)
         self.state = self.checkpoints.restore(steps[-1], self.state)
         self.course = Course(**meta["course"])
         if not self.quiet:
@@ -359,6 +366,7 @@ class _Run:
         self.course.wall_s, self.begun = self._wall_s(), time.monotonic()
         meta = {
             **describe_checkpoint(self.experiment),
+            "steps": self.kinds,
             "position": {"step": self.at, "epoch": self.at // self.batches.steps_per_epoch},
             "course": dataclasses.asdict(self.course),
             "best_step": self.course.best_step,

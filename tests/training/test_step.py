@@ -275,4 +275,4 @@ def test_seeds_decide_the_parameters(dataset: Dataset) -> None:
     optimizer = OptimizerConfig().build(10)
     first, again, other = (init_state(model, optimizer, seed) for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, again)
-    assert (first.params["items"]["table"] != other.params["items"]["table"]).all()
+    assert (first.params["items"]["table"][1:] != other.params["items"]["table"][1:]).all()
