@@ -1,5 +1,6 @@
 """Flax NNX modules as pure functions of nested dicts; only here are modules split and merged."""
 
+import functools
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -43,7 +44,12 @@ class Functional(NamedTuple):
     @property
     def shapes(self) -> Params:
         """What `init` returns, with a `jax.ShapeDtypeStruct` in place of each array."""
-        return jax.eval_shape(self.init, root(0))
+        return _shapes(self.init)
+
+
+@functools.lru_cache(maxsize=32)  # tracing an initialisation takes as long as tracing a model
+def _shapes(init: Callable[[jax.Array], Params]) -> Params:
+    return jax.eval_shape(init, root(0))
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:

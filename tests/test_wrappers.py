@@ -93,7 +93,7 @@ def made(
     users.to_parquet(directory / "users.parquet")
     write_labels(teacher, dataset, directory / "labels", k=3)
     options: dict[str, dict[str, Any]] = {
-        "LoRA": {"rank": 2},
+        "LoRA": {"rank": 1},
         "WithContent": {"content": str(directory / "content")},
         "WithHeads": {"heads": HEADS},
         "Quantized": {},

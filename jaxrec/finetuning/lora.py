@@ -77,6 +77,12 @@ class LoRA(Wrapper):
                 "the model of LoRA has adapters already (a LoRA inside). Train those, without "
                 "lora.rank, or merge them into their trunk first."
             )
+        if not all(jnp.issubdtype(shape.dtype, jnp.floating) for shape in shapes.values()):
+            inner = type(self.model).__name__
+            raise UserError(
+                f"LoRA of a {inner}, whose parameters are integers. Put it inside, where matrices "
+                f"are: {inner}(model=LoRA(...))."
+            )
         matrices = self._matrices(shapes)
         trained = select(self.also, shapes, option="lora.also") - trunk.frozen
 

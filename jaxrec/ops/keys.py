@@ -1,7 +1,7 @@
 """Where every random number comes from: named streams, and keys of the rows of a batch.
 
-Every key of the package is made here, by nothing but `root`, `stream` and `nth`. A key is either the
-parent of others or drawn from once, never both, so no two uses share random numbers:
+Every key of the package is made here, by nothing but `root`, `stream` and `nth`. A key is either
+the parent of others or drawn from once, never both, so no two uses share random numbers:
 
     root(seed)
       INITIAL            nth(n): the n-th parameter, as Flax counts them

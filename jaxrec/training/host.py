@@ -184,8 +184,9 @@ class HostStep:
         ) -> tuple[TrainState, StepMetrics]:
             reads = reads_of(model, objective, state.params, drawn, layout)
             reads = {name: read for name, read in reads.items() if name not in self._on_host}
+            whole = bool(objective.whole_catalogue)
             wanted = wanted_rows(
-                drawn.parts, state.params, uses, reads, layout, capacity, whole=False
+                drawn.parts, state.params, uses, reads, layout, capacity, whole=whole
             )
             new_state, loss, weight = update(state, drawn, wanted, slices=slices)
             metrics = StepMetrics(

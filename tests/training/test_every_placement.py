@@ -16,19 +16,17 @@ import pandas as pd
 import pytest
 
 from jaxrec import objectives
-from jaxrec.data import Dataset, SequenceData, build
+from jaxrec.data import Dataset, PairData, build
 from jaxrec.functional import functional_of
-from jaxrec.models import Head, WithHeads, sasrec
-from jaxrec.optim import OptimizerConfig
-from jaxrec.sharding import Layout, MeshConfig, replicate, shard_batch
-from jaxrec.training import init_state, make_step
+from jaxrec.models import Head, WithHeads, matrix_factorization
+from jaxrec.optim import OptimizerConfig, table_of
+from jaxrec.sharding import Layout, MeshConfig, replicate, shard_batch, shardings
+from jaxrec.training import TrainState, init_state, make_step
 from jaxrec.training.host import HostStep, to_host
 from jaxrec.typing import Params
 
-TRUNK = sasrec.Config(
-    max_len=4, dim=4, num_blocks=0, num_heads=1, hidden=4, dropout=0.0, init_std=0.3
-)
-OPTIMIZER = OptimizerConfig(name="adagrad", learning_rate=0.1)
+TRUNK = matrix_factorization.Config(dim=3, init_std=0.3)  # compiles soonest
+OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.3)
 BATCH = 8
 PLACEMENTS = ("one device", "replicated", "row", "column", "host")
 NO_OBJECTIVES = {"Negatives", "Objective", "Replica", "Retriever"}
@@ -61,34 +59,6 @@ def _every_objective() -> dict[str, Any]:
     return found
 
 
-OBJECTIVES = {"Negatives", "Objective", "Replica", "Retriever"}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "SampledSoftmax": {"num_negatives": 5, "shared": False},
-    "BCE": {"num_negatives": 2},
-    "BPR": {"num_negatives": 2, "l2": 0.01},
-    "FullSoftmax": {"label_smoothing": 0.1},
-    "SquaredError": {"l2": 0.01},
-    "Click": {"threshold": 3.0},
-}
-
-
-def _every_objective() -> dict[str, Any]:
-    """By name: the objectives; each task alone, and beside a sampling and a whole objective."""
-    found: dict[str, Any] = {}
-    for name in objectives.__all__:
-        kind = getattr(objectives, name)
-        if not inspect.isclass(kind) or name in NO_OBJECTIVES or name == "MultiTask":
-            continue
-        made = kind(**OPTIONS.get(name, {}))
-        if hasattr(kind, "draw"):
-            found[name] = made
-            continue
-        beside = {"alone": None, "sampled": objectives.BCE(), "full": objectives.FullSoftmax()}
-        for how, other in beside.items():
-            found[f"{name} {how}"] = objectives.MultiTask(tasks=(made,), objective=other)
-    return found
-
-
 OBJECTIVES = _every_objective()
 
 
@@ -97,7 +67,7 @@ def _dataset() -> Dataset:
     random, count = np.random.default_rng(0), 900
     log = pd.DataFrame(
         {
-            "user_id": np.arange(count) % 60,
+            "user_id": random.permutation(np.arange(count) % 90),
             "item_id": random.permutation(np.arange(count) % 301),
             "time": np.arange(count),
             "rating": random.integers(1, 6, count),
@@ -109,11 +79,30 @@ def _dataset() -> Dataset:
 
 
 @functools.cache
-def _model() -> Any:
+def _model(with_heads: bool) -> Any:
+    if not with_heads:
+        return functional_of(TRUNK.fit(_dataset().manifest))
     heads = (Head(name="category", outputs=3, sees_item=False), Head(name="rating"))
-    trunk = dataclasses.replace(TRUNK, tied=False)
-    config = WithHeads(model=trunk, heads=(*heads, Head(name="click")))
+    config = WithHeads(model=TRUNK, heads=(*heads, Head(name="click")))
     return functional_of(config.fit(_dataset().manifest))
+
+
+@functools.cache
+def _initial(with_heads: bool) -> TrainState:
+    """The state before the first step, on the host."""
+    return jax.device_get(init_state(_model(with_heads), OPTIMIZER.build(10), 0))
+
+
+def _placed(state: TrainState, devices: Any, layout: Layout) -> TrainState:
+    """The state on devices, with rows of zeros that make parts of tables equal."""
+
+    def padded(path: Any, leaf: Any) -> Any:
+        odd = layout.placement(table_of(path)) == "row" and np.ndim(leaf) > 1
+        missing = -len(leaf) % devices.shape["model"] if odd else 0
+        return np.pad(leaf, [(0, missing), (0, 0)]) if missing else leaf
+
+    state = jax.tree_util.tree_map_with_path(padded, state)
+    return jax.device_put(state, shardings(state, devices, layout))
 
 
 @functools.cache
@@ -128,32 +117,30 @@ def _as_dense(objective: Any) -> Any:
 
 
 def _trained(objective: Any, placement: str, accumulate: int) -> tuple[Params, list[float]]:
-    model, optimizer, dataset = _model(), OPTIMIZER.build(10), _dataset()
+    with_heads, optimizer, dataset = hasattr(objective, "tasks"), OPTIMIZER.build(10), _dataset()
+    model, initial = _model(with_heads), _initial(with_heads)
     options: dict[str, Any] = {"seed": 0, "accumulate": accumulate}
     devices = MeshConfig().build()
     step: Any
     if placement == "host":
-        tables = ("items",) if objective.whole_catalogue else ("items", "outputs")
-        state = to_host(init_state(model, optimizer, 0), tables)
+        tables = ("users",) if objective.whole_catalogue else ("items", "users")
+        state = to_host(jax.device_put(initial), tables)
         step = HostStep(model, objective, optimizer, tables=tables, **options)
     elif placement == "one device":
-        state, step = (
-            init_state(model, optimizer, 0),
-            make_step(model, objective, optimizer, **options),
-        )
+        state = jax.device_put(initial)
+        step = make_step(model, objective, optimizer, **options)
     else:
-        split: Any = dict.fromkeys(("items", "outputs"), placement)
+        split: Any = dict.fromkeys(("items", "users"), placement)
         if placement == "column" and objective.whole_catalogue:
-            split["outputs"] = "row"  # what the planner would refuse
+            split["items"] = "row"  # the planner refuses columns of it
         devices = MeshConfig(model=2, data=1).build()
         # With room for all rows there is one way to exchange them, which compiles in half the time.
         axes = {"axes": ("data", "model"), "table_axis": "model"}
         layout = Layout(**axes, placements=split, slack=99.0)
         where: dict[str, Any] = {"mesh": devices, "layout": layout}
-        state = init_state(model, optimizer, 0, **where)
+        state = _placed(initial, devices, layout)
         step = make_step(model, objective, optimizer, **options, **where)
-    data = SequenceData(max_len=4, targets="all", labels=True)
-    batches, losses = data.batches(dataset, BATCH, 0), []
+    batches, losses = PairData().batches(dataset, BATCH, 0), []
     statistics = replicate(objective.statistics(dataset), devices)
     for number in range(3):
         batch = batches.batch(number)
