@@ -288,7 +288,8 @@ def _measure_host(case: Case) -> dict[str, Any]:
     held = [to_host(setup.state(), tables), None]
     on_device = [x for x in jax.tree.leaves(held[0]) if not isinstance(x, np.ndarray)]
     drawn = batch.replace(negatives=np.arange(1, case.negatives + 1, dtype=np.int32))
-    small = Slices.of(drawn, step.tables).take(held[0])
+    fields = {name: use.fields for name, use in step.uses.items()}
+    small = Slices.of(drawn, fields).take(held[0])
     statistics = jax.device_put(setup.statistics())
 
     def work() -> Any:

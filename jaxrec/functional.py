@@ -1,5 +1,6 @@
 """Flax NNX modules as pure functions of nested dicts; only here are modules split and merged."""
 
+import functools
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from jaxrec.ops.keys import root
 from jaxrec.paths import flatten, nest
 from jaxrec.typing import Params
 
@@ -42,7 +44,12 @@ class Functional(NamedTuple):
     @property
     def shapes(self) -> Params:
         """What `init` returns, with a `jax.ShapeDtypeStruct` in place of each array."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return _shapes(self.init)
+
+
+@functools.lru_cache(maxsize=32)  # tracing an initialisation takes as long as tracing a model
+def _shapes(init: Callable[[jax.Array], Params]) -> Params:
+    return jax.eval_shape(init, root(0))
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
@@ -56,7 +63,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> Functional:
       ValueError: when the module holds state that is not a parameter (such as batch statistics or
         random streams): it would be frozen silently.
     """
-    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(jax.random.key(0))))
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(root(0))))
     graph, state = nnx.split(abstract)
     flat = nnx.to_flat_state(state)
     strangers = [

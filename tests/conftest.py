@@ -27,7 +27,10 @@ from jaxrec.data.dataset import Dataset, Manifest
 # correction, so training as a whole cannot be held to it. These tests compile many tiny programs,
 # so the compiler does not optimise them.
 _PURE = ("layers", "losses", "metrics", "models", "objectives", "ops", "optim", "sampling")
-_STEPS = ("test_host.py", "test_sharded_step.py", "test_step.py")
+_STEPS = (
+    *("test_every_placement.py", "test_host.py", "test_lookups.py", "test_sharded_step.py"),
+    *("test_step.py", "test_wrappers.py"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

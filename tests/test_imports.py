@@ -17,7 +17,7 @@ LAYERS = (
     ("models", "objectives", "functional", "sharding"),
     (
         *("training", "evaluation", "finetuning", "compression", "distillation"),
-        *("export", "serving"),
+        *("export", "serving", "testing"),
     ),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -27,6 +27,7 @@ DRAWN = {("config", "typing"), ("ids", "typing"), ("paths", "typing"), ("trainin
 DRAWN |= {(part, below) for part in ON_RUNS for below in ("training", "evaluation")}
 DRAWN |= {("compression", "distillation")}
 DRAWN |= {("export", "training"), ("export", "evaluation"), ("serving", "export")}
+DRAWN |= {("testing", "training"), ("testing", "export")}
 # Slow to import or optional: inside the functions that need them.
 HEAVY = {"matplotlib", "duckdb", "pyspark", "faiss", "onnxruntime"}
 # What a part knows nothing of; data has no device code.

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxrec.layers.embedding import in_range, or_nan
 from jaxrec.typing import Array
 
 SMALLEST = 2.0**-100  # what is below has no scale that a device divides by without flushing to 0
@@ -103,7 +104,8 @@ class IntegerTable:
     def rows(self, ids: Array) -> jax.Array:
         """Returns vectors of shape ids.shape + (dim,)."""
         codes, scale = (jnp.take(x, ids, axis=0, mode="clip") for x in (self.codes, self.scale))
-        return dequantize_rows(codes if self.bits == 8 else unpack(codes, self.dim), scale)
+        found = dequantize_rows(codes if self.bits == 8 else unpack(codes, self.dim), scale)
+        return or_nan(found, in_range(ids, self.codes.shape[0]))
 
     def whole(self) -> jax.Array:
         """Returns all rows, (V, dim)."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.layers.embedding import in_range, or_nan
 from jaxrec.typing import Array
 
 NUM_CODES = 256  # what a byte can name
@@ -38,7 +39,8 @@ class ProductTable:
     def rows(self, ids: Array) -> jax.Array:
         """Returns vectors of shape ids.shape + (dim,)."""
         codes, norms = (jnp.take(x, ids, axis=0, mode="clip") for x in (self.codes, self.norms))
-        return decode(codes, norms, self.codebooks)
+        found = decode(codes, norms, self.codebooks)
+        return or_nan(found, in_range(ids, self.codes.shape[0]))
 
     def whole(self) -> jax.Array:
         """Returns all rows, (V, dim)."""

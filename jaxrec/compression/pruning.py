@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrec.data.dataset import Dataset
 from jaxrec.models.axes import Axes, Axis
+from jaxrec.ops.keys import Stream, nth, root
 from jaxrec.paths import flatten, nest
 from jaxrec.training import Experiment, ExperimentConfig, TrainState, load_trained, train
 from jaxrec.typing import Params, UserError
@@ -194,7 +195,7 @@ def _gradients(experiment: Experiment, params: Params, batches: int) -> Iterator
         return jax.grad(loss)(params)
 
     for step in range(batches):
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = nth(stream(root(seed), Stream.PRUNING), step)
         yield gradient(params, stream.batch(step), statistics, key)
 
 

@@ -1,6 +1,7 @@
 """Models whose parameters are stored as integers, and training that knows that they will be."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from jaxrec.compression.integers import (
     quantized,
 )
 from jaxrec.functional import Functional, functional_of, reparametrise
+from jaxrec.layers.embedding import on_rows
 from jaxrec.models.wrapper import Wrapper
+from jaxrec.ops.keys import Stream, root, stream
 from jaxrec.paths import flatten, nest
 from jaxrec.typing import Array, Params, UserError
 
@@ -53,8 +56,8 @@ class Quantized(Wrapper):
         _check_choice("dense", self.dense, ("int8", "float32"))
         if isinstance(self.model, Quantized | QuantizationAware):
             raise UserError(
-                f"a {type(self.model).__name__} model cannot be quantised again. Give the model "
-                "inside, model.model."
+                f"a {type(self.model).__name__} model cannot be quantised again, by "
+                f"{type(self).__name__}. Give the model inside, model.model."
             )
 
     def functional(self) -> Functional:
@@ -100,6 +103,11 @@ class QuantizationAware(Wrapper):
 
     def __post_init__(self) -> None:
         _check_choice("bits", self.bits, (8, 4))
+        if isinstance(self.model, Quantized | QuantizationAware):
+            raise UserError(
+                f"a {type(self.model).__name__} model cannot be quantised again, by "
+                "QuantizationAware. Give the model inside, model.model."
+            )
         self.quantized()
 
     def quantized(self) -> Quantized:
@@ -172,7 +180,7 @@ class _Plain:
     def decode(self, stored: Any) -> Any:
         return stored
 
-    def imitate(self, leaf: jax.Array) -> jax.Array:
+    def imitate(self, leaf: Any) -> Any:
         return leaf
 
 
@@ -221,8 +229,8 @@ class _Integers(_Plain):
     def decode(self, stored: Any) -> IntegerTable:
         return IntegerTable(stored["codes"], stored["scale"], self.bits, self.shape[1])
 
-    def imitate(self, leaf: jax.Array) -> jax.Array:
-        return quantized(leaf, self.bits, self.group)
+    def imitate(self, leaf: Any) -> Any:
+        return on_rows(leaf, functools.partial(quantized, bits=self.bits, group=self.group))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +250,7 @@ class _Products(_Plain):
 
     def encode(self, leaf: Any, shape: tuple[int, ...]) -> Any:
         rows = _rows(leaf, products.sample_rows(shape[0], self.seed))
-        books = products.fit_codebooks(rows, self.parts, jax.random.key(self.seed))
+        books = products.fit_codebooks(rows, self.parts, stream(root(self.seed), Stream.CODEBOOKS))
 
         @jax.jit
         def encoded(rows: jax.Array) -> Params:

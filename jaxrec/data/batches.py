@@ -175,6 +175,11 @@ class PrefixBatches(SequenceBatches):
     def steps_per_epoch(self) -> int:
         return sum(bucket.steps for bucket in self.buckets)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of histories that batches come in."""
+        return tuple(bucket.width for bucket in self.buckets)
+
     def _batch(self, epoch: int, index: int, rows: slice | None) -> tuple[Batch, np.ndarray]:
         place = int(permute(np.array(index), self.steps_per_epoch, self.seed, epoch, 0))
         number = 0

@@ -65,6 +65,11 @@ class Replay:
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
             raise UserError(f"data.fraction, of replay, must be in [0, 1]; got {self.fraction}.")
+        inner = self.data
+        while hasattr(inner, "data"):
+            if isinstance(inner, Replay):
+                raise UserError("Replay of a Replay: what is old is old since one run.")
+            inner = inner.data
 
     @property
     def max_len(self) -> int:

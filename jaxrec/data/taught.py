@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec.data.dataset import Dataset
+from jaxrec.data.replay import Past
 from jaxrec.data.shards import num_shards, shard_names
 from jaxrec.typing import Batch, UserError
 
@@ -39,14 +40,27 @@ class Taught:
     data: Any
     labels: str
 
+    def __post_init__(self) -> None:
+        inner = self.data
+        while hasattr(inner, "data"):
+            if isinstance(inner, Taught):
+                raise UserError("Taught of a Taught: a batch carries the labels of one teacher.")
+            inner = inner.data
+
     @property
     def max_len(self) -> int:
         """The longest history that a model is shown."""
         return int(self.data.max_len)
 
-    def batches(self, dataset: Dataset, batch_size: int, seed: int) -> "TaughtBatches":
-        """Returns the training batches of a dataset. Raises UserError for labels of another."""
-        inner = self.data.batches(dataset, batch_size, seed)
+    def batches(
+        self, dataset: Dataset, batch_size: int, seed: int, *, past: Past | None = None
+    ) -> "TaughtBatches":
+        """Returns the training batches of a dataset. Raises UserError for labels of another.
+
+        Args:
+          past: what is old, for `Replay`; None means nothing.
+        """
+        inner = self.data.batches(dataset, batch_size, seed, **({"past": past} if past else {}))
         if not hasattr(inner, "located"):
             raise UserError(
                 f"Taught wants batches that say which event each target is, and those of "
@@ -69,6 +83,11 @@ class TaughtBatches:
     @property
     def steps_per_epoch(self) -> int:
         return int(self.inner.steps_per_epoch)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of histories that batches come in; empty for one."""
+        return tuple(getattr(self.inner, "widths", ()))
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Returns the batch of a global step, counted from 0, or some of its rows."""

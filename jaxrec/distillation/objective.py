@@ -13,7 +13,7 @@ from jaxrec.distillation.teacher import teacher_model, teacher_params
 from jaxrec.objectives import ALONE, Replica
 from jaxrec.objectives.base import features_of, weighted_sum, weights_of
 from jaxrec.ops.cross_entropy import catalogue_divergence
-from jaxrec.ops.keys import Key, RowKey, row_bits
+from jaxrec.ops.keys import Key, RowKey, Stream, row_bits, stream
 from jaxrec.ops.topk import DEFAULT_CHUNK, top_k_dot
 from jaxrec.sampling import sample_uniform
 from jaxrec.typing import Array, Batch, UserError
@@ -69,6 +69,11 @@ class Distillation:
     def __post_init__(self) -> None:
         if isinstance(self.objective, Distillation):
             raise UserError("Distillation of a Distillation: a student has one teacher.")
+        if isinstance(getattr(self.objective, "objective", None), Distillation):
+            raise UserError(
+                f"Distillation of a {type(self.objective).__name__} of a Distillation: a student "
+                "has one teacher. Leave the inner Distillation out."
+            )
         if not 0 <= self.weight <= 1 or self.match_hidden < 0 or self.temperature <= 0:
             raise UserError(
                 "objective.weight must be in [0, 1], objective.match_hidden at least 0 and "
@@ -100,6 +105,11 @@ class Distillation:
     @property
     def whole_catalogue(self) -> bool:
         return bool(self.objective.whole_catalogue)
+
+    @property
+    def tasks(self) -> tuple[Any, ...]:
+        """The tasks of the objective inside, which are measured as they are without a teacher."""
+        return tuple(getattr(self.objective, "tasks", ()))
 
     @property
     def _compares_all(self) -> bool:
@@ -137,7 +147,7 @@ class Distillation:
         def before(ids: Array) -> jax.Array:
             return jnp.pad(ids[:, :-1], [(0, 0), (1, 0)])
 
-        bits = row_bits(RowKey(jax.random.fold_in(key.key, 2), key.first), history.shape)
+        bits = row_bits(stream(key, Stream.AUGMENTATION), history.shape)
         drawn = bits < jnp.uint32(min(round(self.augment * 2**32), 2**32 - 1))
         # Padding has segment 0, and what lies before a sequence is of another segment.
         drawn &= (before(segments) == segments) & (segments > 0)
@@ -165,7 +175,7 @@ class Distillation:
             candidates.append(ids.reshape(*shape, k))
             scores.append(values.reshape(*shape, k))
         if self.num_samples:
-            rows = RowKey(jax.random.fold_in(key.key, 1), key.first)
+            rows = stream(key, Stream.CANDIDATES)
             num_items = jnp.int32(_num_rows(teacher) - 1)
             ids = sample_uniform(rows, (*shape, self.num_samples), num_items)
             candidates.append(ids)
@@ -252,9 +262,8 @@ class _Seen:
     def user_vectors(self, batch: Batch, *, key: Key | None = None) -> jax.Array:
         return self._users
 
-    def item_vectors(self, ids: Array | None = None) -> jax.Array:
-        vectors: jax.Array = self._model.item_vectors(ids)
-        return vectors
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 def _scores(users: jax.Array, items: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from jaxrec import config as configs
 from jaxrec.functional import Functional, functional_of, reparametrise
 from jaxrec.layers.embedding import CodedTable, look_up
 from jaxrec.models.wrapper import Wrapper
+from jaxrec.ops.keys import Stream, nth, stream
 from jaxrec.paths import divide, flatten, nest, select, unite
 from jaxrec.typing import Array, Batch, Params, UserError
 
@@ -73,8 +74,14 @@ class LoRA(Wrapper):
         shapes = flatten(trunk.shapes)
         if any(path.endswith("_lora") for path in shapes):
             raise UserError(
-                "the model has adapters already. Train those, without lora.rank, or merge them "
-                "into their trunk first."
+                "the model of LoRA has adapters already (a LoRA inside). Train those, without "
+                "lora.rank, or merge them into their trunk first."
+            )
+        if not all(jnp.issubdtype(shape.dtype, jnp.floating) for shape in shapes.values()):
+            inner = type(self.model).__name__
+            raise UserError(
+                f"LoRA of a {inner}, whose parameters are integers. Put it inside, where matrices "
+                f"are: {inner}(model=LoRA(...))."
             )
         matrices = self._matrices(shapes)
         trained = select(self.also, shapes, option="lora.also") - trunk.frozen
@@ -83,7 +90,7 @@ class LoRA(Wrapper):
             new = {}
             for number, (path, shape) in enumerate(sorted(matrices.items())):
                 left, right = _names(path)
-                drawn = jax.random.fold_in(key, number)
+                drawn = nth(stream(key, Stream.ADAPTERS), number)
                 inner, outer = (shape[0], self.rank), (self.rank, shape[1])
                 if _is_table(path):  # a row that is never touched must stay as it is
                     new[left] = jnp.zeros(inner)
@@ -104,7 +111,7 @@ class LoRA(Wrapper):
         for number, path in enumerate(paths):
             a, b = (flat.pop(name) for name in _names(path))
             if key is not None and self.dropout and not _is_table(path):
-                drawn = jax.random.fold_in(key, number)
+                drawn = nth(key, number)
                 kept = jax.random.bernoulli(drawn, 1 - self.dropout, (len(a), 1))
                 a = jnp.where(kept, a / (1 - self.dropout), 0)
             adapted = _Adapted(flat[path], a, b, self.alpha / self.rank)
@@ -142,18 +149,18 @@ class _Adapted:
     """
 
     matrix: jax.Array | CodedTable
-    left: jax.Array
+    left: jax.Array | CodedTable
     right: jax.Array
     scale: float = dataclasses.field(metadata={"static": True})
 
     def rows(self, ids: Array) -> jax.Array:
         """Returns vectors of shape ids.shape + (D,)."""
-        left = jnp.take(self.left, ids, axis=0, mode="clip")
-        return _Adapted(look_up(self.matrix, ids), left, self.right, self.scale).whole()
+        matrix, left = look_up(self.matrix, ids), look_up(self.left, ids)
+        return _Adapted(matrix, left, self.right, self.scale).whole()
 
     def whole(self) -> jax.Array:
         """Returns all rows, (V, D)."""
-        change = jnp.dot(self.left, self.right, preferred_element_type=jnp.float32)
+        change = jnp.dot(look_up(self.left), self.right, preferred_element_type=jnp.float32)
         return look_up(self.matrix).astype(jnp.float32) + jnp.float32(self.scale) * change
 
 

@@ -175,7 +175,7 @@ def grow_run(
 def source_config(source: str | Path) -> ExperimentConfig:
     """Returns the config of a run as another dataset wants it: counts unset, without its replay."""
     config = load_config(source)
-    data = config.data.data if isinstance(config.data, Replay) else config.data
+    data = _without_replay(config.data)
     return dataclasses.replace(config, data=data, model=_without_counts(config.model))
 
 
@@ -221,6 +221,15 @@ def _without_counts(config: Any) -> Any:
     return dataclasses.replace(config, **changes)
 
 
+def _without_replay(data: Any) -> Any:
+    """Returns a data config without a `Replay`, wherever it is among those around others."""
+    if isinstance(data, Replay):
+        return data.data
+    if hasattr(data, "data"):
+        return dataclasses.replace(data, data=_without_replay(data.data))
+    return data
+
+
 def _replayed(
     config: ExperimentConfig,
     fraction: float,
@@ -235,7 +244,7 @@ def _replayed(
             f"was trained on (fingerprint {past[:12]}), to know which events are new; this one was "
             "not. Append with --append or scripts/prepare.py --append, or leave --replay out."
         )
-    inner = config.data.data if isinstance(config.data, Replay) else config.data
+    inner = _without_replay(config.data)
     since = str(path_in_workdir(source, "user").absolute())
     return dataclasses.replace(config, data=Replay(data=inner, since=since, fraction=fraction))
 

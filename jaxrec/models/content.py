@@ -32,6 +32,10 @@ class WithContent(Wrapper):
     content: str
     id_vectors: bool = True
 
+    def __post_init__(self) -> None:
+        self._check_has_module()
+        self._check_alone("write all content into one directory.")
+
     def fit(self, manifest: Manifest) -> "WithContent":
         """Returns the config with the dataset's counts; UserError for content of other items."""
         _, told = read_content(self.content)

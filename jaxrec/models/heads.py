@@ -52,11 +52,8 @@ class WithHeads(Wrapper):
         names = [head.name for head in self.heads]
         if not names or len(set(names)) < len(names):
             raise UserError(f"heads want at least one, of different names; got {names}.")
-        if not hasattr(self.model, "build"):
-            raise UserError(
-                f"{type(self.model).__name__} has no module to put heads on. Put it around: "
-                f"{type(self.model).__name__}(model=WithHeads(...))."
-            )
+        self._check_has_module()
+        self._check_alone("name all heads in one.")
 
     def build(self, rngs: nnx.Rngs) -> Any:
         """Returns the trunk's module with `heads` beside its own parts."""

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Self
 
 from jaxrec.data.dataset import Manifest
+from jaxrec.typing import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,28 @@ class Wrapper:
     """
 
     model: Any
+
+    @property
+    def init_std(self) -> float:
+        """The standard deviation of initial values of the model inside."""
+        return float(self.model.init_std)
+
+    def _check_has_module(self) -> None:
+        """Refuses a config inside that changes parameters and has no module to put something on."""
+        if not hasattr(self.model, "build"):
+            inner, outer = type(self.model).__name__, type(self).__name__
+            raise UserError(
+                f"{inner} has no module for {outer} to change. Put it around: "
+                f"{inner}(model={outer}(...))."
+            )
+
+    def _check_alone(self, instead: str) -> None:
+        """Refuses another wrapper of this kind inside; says what to do instead."""
+        inner, kind = self.model, type(self)
+        while isinstance(inner, Wrapper):
+            if isinstance(inner, kind):
+                raise UserError(f"{kind.__name__} of a {kind.__name__}: {instead}")
+            inner = inner.model
 
     @property
     def max_len(self) -> int | None:

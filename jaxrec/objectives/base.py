@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.data.dataset import Dataset
-from jaxrec.ops.keys import Key, RowKey
+from jaxrec.ops.keys import Key, RowKey, Stream, stream
 from jaxrec.sampling import cumulative_words, item_probabilities, sample_items, sample_uniform
 from jaxrec.typing import Array, Batch
 
@@ -122,7 +122,7 @@ class Negatives:
 
     def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         shape: tuple[int, ...] = (*batch.positives.shape, self.num_negatives)
-        key = RowKey.of(key)
+        key = stream(RowKey.of(key), Stream.NEGATIVES)
         if self.shared:  # by all rows, so that it is drawn from the key alone
             key, shape = key.key, shape[-1:]
         if not self.power:

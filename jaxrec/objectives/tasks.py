@@ -197,6 +197,11 @@ class MultiTask:
         names = [task.head for task in self.tasks]
         if not names or len(set(names)) < len(names):
             raise UserError(f"objective.tasks want at least one, of different heads; got {names}.")
+        if getattr(self.objective, "tasks", ()):
+            raise UserError(
+                f"MultiTask of a {type(self.objective).__name__} with tasks of its own: name all "
+                "tasks in one MultiTask, and put a Distillation around that."
+            )
         if min(task.weight for task in self.tasks) <= 0:
             raise UserError("the weight of a task must be above 0; leave it out instead.")
 

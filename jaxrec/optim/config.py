@@ -20,7 +20,7 @@ class OptimizerConfig:
     Attributes:
       name: the Optax optimiser; "rowwise_adagrad" keeps one accumulator for a row of a table.
       learning_rate: peak learning rate.
-      warmup_steps: steps of linear warm-up from 0.
+      warmup_steps: steps of linear warm-up, in equal rises of which the first step has one.
       decay: "constant" after warm-up, or "cosine" down to `final_fraction` at the last step.
       final_fraction: what is left of the learning rate at the end of a cosine, in [0, 1].
       b1, b2, eps: moments and epsilon of adam and lion (lion has no epsilon).
@@ -84,8 +84,17 @@ class OptimizerConfig:
             rest = optax.constant_schedule(self.learning_rate)
         if not self.warmup_steps:
             return rest
-        warmup = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+        # A first step at rate 0 would move nothing.
+        first = self.learning_rate / (self.warmup_steps + 1)
+        warmup = optax.linear_schedule(first, self.learning_rate, self.warmup_steps)
         return optax.join_schedules([warmup, rest], [self.warmup_steps])
+
+    @property
+    def rests(self) -> bool:
+        """Whether a row moves without a gradient, so that it rests while no batch touches it."""
+        decays = self.weight_decay > 0 and self.decay_tables
+        moving = self.name in ("adam", "lion") or (self.name == "sgd" and self.momentum > 0)
+        return moving or decays or self.l2_to_start > 0
 
     def build(self, steps: int, layers: Layers = ()) -> optax.GradientTransformation:
         """Returns the transform for a run of so many steps (the schedule wants to know).

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec.ops.hash import hash_bits
+from jaxrec.ops.keys import nth
 from jaxrec.typing import Array, Params
 
 
@@ -49,7 +50,7 @@ def apply_updates(params: Params, updates: Params, key: jax.Array) -> Params:
         wants another one than those with other parts.
     """
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+    keys = jax.tree.unflatten(structure, [nth(key, number) for number in range(len(leaves))])
 
     def add(param: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:
         if param.dtype != jnp.bfloat16:

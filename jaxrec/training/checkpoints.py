@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxrec.optim import table_of
 from jaxrec.training.processes import another_has_gone, gone
 from jaxrec.training.record import best_step
 from jaxrec.typing import UserError
@@ -91,7 +92,7 @@ class Checkpoints:
         """Returns the state of a step in the structure, shapes, dtypes and shardings of `like`.
 
         Whatever mesh wrote it: rows at the end of a table that only make parts equal are cut off,
-        or added with zeros.
+        or added with zeros. Nothing else may have another shape.
 
         Args:
           like: a tree of arrays or of `jax.ShapeDtypeStruct`. Those without a sharding come to one
@@ -116,10 +117,26 @@ class Checkpoints:
             if like is None:
                 like = self._manager.item_metadata(step)["state"].tree
                 like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+            self._check_shapes(step, like)
             restore = ocp.args.PyTreeRestore(like, restore_args=jax.tree.map(wanted, like))
             args = ocp.args.Composite(state=restore)
             restored = self._manager.restore(step, args=args)["state"]
             return jax.tree.map(_writable, like, restored)
+
+    def _check_shapes(self, step: int, like: Any) -> None:
+        """Refuses arrays of other shapes than were saved, but for rows of tables."""
+        tree = self._manager.item_metadata(step)["state"].tree
+        saved = {_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(like):
+            if leaf is SKIP or _name(path) not in saved:
+                continue
+            there, wanted = tuple(saved[_name(path)]), tuple(leaf.shape)
+            rows = table_of(path) is not None and len(there) == len(wanted) > 0
+            if there != wanted and not (rows and there[1:] == wanted[1:]):
+                raise UserError(
+                    f"the checkpoint of step {step} in {self.directory} has {_name(path)} of shape "
+                    f"{there}, and {wanted} is wanted. Use the config that it was written with."
+                )
 
     def close(self) -> None:
         """Waits and releases threads."""
@@ -173,7 +190,17 @@ def open_checkpoint(
 
 def _writable(like: Any, leaf: Any) -> Any:
     """Returns a table for the host's memory with the rows that are wanted; other leaves as is."""
-    return np.require(leaf[: len(like)], requirements="W") if isinstance(like, np.ndarray) else leaf
+    if not isinstance(like, np.ndarray) or not like.ndim:
+        return leaf
+    missing = max(0, len(like) - len(leaf))
+    padded = np.pad(leaf[: len(like)], [(0, missing)] + [(0, 0)] * (like.ndim - 1))
+    return np.require(padded if missing else leaf[: len(like)], requirements="W")
+
+
+def _name(path: Any) -> str:
+    """Returns the path of a leaf, however the containers around it say their keys."""
+    keys = (getattr(e, "key", getattr(e, "name", getattr(e, "idx", ""))) for e in path)
+    return "/".join(map(str, keys))
 
 
 @contextlib.contextmanager

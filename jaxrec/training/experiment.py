@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,9 +30,11 @@ from jaxrec.training.host import Slices, host_tables, to_host
 from jaxrec.training.known import known_rows
 from jaxrec.training.planning import Plan, make_plan
 from jaxrec.training.state import TrainState, abstract_state, init_state
+from jaxrec.training.step import step_kinds
 from jaxrec.training.tables import TableUse, tables_of
 from jaxrec.typing import Array, Batch, Params, UserError
 
+_NONE: Mapping[str, str] = types.MappingProxyType({})
 _BLOCK_ROWS = 2**20  # of a table on the host that go to the device together to be ranked
 
 
@@ -101,11 +104,32 @@ class Experiment:
         """Returns the optimiser for a run of so many steps."""
         return self.config.optimizer.build(steps, self.model.layers)
 
-    def plan(self, optimizer: optax.GradientTransformation, mesh: Mesh) -> Plan:
-        """Returns where everything goes on these devices. Raises UserError when it does not fit."""
+    def plan(
+        self, optimizer: optax.GradientTransformation, mesh: Mesh, steps: Mapping[str, str] = _NONE
+    ) -> Plan:
+        """Returns where everything goes on these devices, and how tables are updated.
+
+        Args:
+          steps: what `step_kinds` says, when that is to be told.
+
+        Raises:
+          UserError: when it does not fit.
+        """
         shapes = abstract_state(self.model, optimizer, **self.state_options)
         catalogue = self.catalogue if self.config.objective.whole_catalogue else ()
-        return make_plan(shapes, self.config.mesh, mesh, catalogue=catalogue)
+        return make_plan(shapes, self.config.mesh, mesh, catalogue=catalogue, steps=steps)
+
+    def step_kinds(self, batches: Any, statistics: Any) -> dict[str, str]:
+        """Returns how a step updates each table, by its batches; see `jaxrec.training.step`."""
+        training = self.config.training
+        return step_kinds(
+            self.model,
+            self.config.objective,
+            batches,
+            statistics,
+            capacity=training.capacity,
+            accumulate=training.accumulate,
+        )
 
     def born(
         self, optimizer: optax.GradientTransformation, mesh: Mesh, layout: Layout
@@ -185,21 +209,18 @@ class Experiment:
 
     def user_vectors(self, params: Params, batch: Batch) -> jax.Array:
         """Returns (B, D), one vector a row, without dropout; jitted, wherever the tables are."""
-        params, batch = self._on_device(params, batch)
+        params = self._on_device(params, batch)
         return self._jitted("user_vectors", mesh_of(params))(params, batch)
 
     def item_vectors(self, params: Params, ids: Array) -> jax.Array:
         """Returns (B, D) for item indices (B,); jitted, wherever the tables are."""
-        params, batch = self._on_device(params, Batch(positives=ids))
-        return self._jitted("item_vectors", mesh_of(params))(params, batch.positives)
+        params = self._on_device(params, Batch(positives=ids))
+        return self._jitted("item_vectors", mesh_of(params))(params, ids)
 
-    def _on_device(self, params: Params, batch: Batch) -> tuple[Params, Batch]:
-        """Returns what a device wants of tables on the host, and the batch that goes with it."""
-        tables = {name: self.tables[name] for name in host_tables(params)}
-        if not tables:
-            return params, batch
-        slices = Slices.of(batch, tables)
-        return slices.take(params), slices.renumber(batch, tables)
+    def _on_device(self, params: Params, batch: Batch) -> Params:
+        """Returns what a device wants of tables on the host for a batch."""
+        tables = {name: self.tables.get(name, ()) for name in host_tables(params)}
+        return Slices.of(batch, tables).bound(params) if tables else params
 
     def _item_blocks(self, params: Params) -> Iterator[jax.Array]:
         mesh, on_host = mesh_of(params), host_tables(params)
@@ -256,7 +277,7 @@ class Experiment:
     ) -> dict[str, jax.Array]:
         """Returns (B, outputs) by head, for requests and an item for each."""
         batch = self._request_batch(requests, rows).replace(positives=items)
-        params, batch = self._on_device(params, batch)
+        params = self._on_device(params, batch)
         return self._jitted(self._apply_heads, mesh_of(params))(params, batch)
 
     @functools.cached_property

@@ -8,7 +8,6 @@ where a batch that could touch every row of a table takes the dense step instead
 """
 
 import dataclasses
-import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -19,10 +18,11 @@ import optax
 
 from jaxrec.functional import Functional
 from jaxrec.objectives import Objective
-from jaxrec.optim import table_of
+from jaxrec.optim import Touched, table_of
 from jaxrec.sharding import Layout
+from jaxrec.training.lookups import SomeRows, check_reads, with_tables
 from jaxrec.training.state import StepMetrics, TrainState
-from jaxrec.training.step import Drawn, make_draw, make_update
+from jaxrec.training.step import Drawn, make_draw, make_update, reads_of
 from jaxrec.training.tables import overflow, tables_of, wanted_rows
 from jaxrec.typing import Batch, Params, UserError
 
@@ -92,12 +92,6 @@ class Slices:
             counts[name] = len(distinct)
         return cls(rows, counts)
 
-    def renumber(self, batch: Batch, tables: dict[str, tuple[str, ...]]) -> Batch:
-        """Returns the batch with positions among the rows in place of ids."""
-        for name, rows in self.rows.items():
-            batch = batch.map(tables[name], functools.partial(_positions, rows))
-        return batch
-
     def take(self, tree: Any) -> Any:
         """Returns the tree with these rows in place of host tables; zeros where there is none.
 
@@ -105,18 +99,38 @@ class Slices:
         """
 
         def take(path: Any, leaf: Any) -> Any:
-            name = table_of(path)
-            if not isinstance(leaf, np.ndarray):
-                return leaf
-            if name not in self.rows:
-                return leaf[:1]
-            taken = np.zeros((len(self.rows[name]), *leaf.shape[1:]), leaf.dtype)
-            count = self.counts[name]
-            # NumPy copies once more unless told what to do with rows that do not exist.
-            np.take(leaf, self.rows[name][:count], axis=0, out=taken[:count], mode="clip")
-            return taken
+            return self.take_rows(table_of(path), leaf) if isinstance(leaf, np.ndarray) else leaf
 
         return jax.tree_util.tree_map_with_path(take, tree)
+
+    def take_rows(self, name: str | None, leaf: np.ndarray) -> np.ndarray:
+        """Returns these rows of one host table, zeros where there is none."""
+        if name not in self.rows:
+            return leaf[:1]
+        taken = np.zeros((len(self.rows[name]), *leaf.shape[1:]), leaf.dtype)
+        count = self.counts[name]
+        # NumPy copies once more unless told what to do with rows that do not exist.
+        np.take(leaf, self.rows[name][:count], axis=0, out=taken[:count], mode="clip")
+        return taken
+
+    def touched(self, params: Params) -> dict[str, Touched]:
+        """Returns the rows as a step takes them; those of a table of another size do not matter."""
+        return {
+            name: Touched(rows, np.int32(self.counts[name]), params[name]["table"].shape[0])
+            for name, rows in self.rows.items()
+        }
+
+    def bound(self, params: Params) -> Params:
+        """Returns parameters for a model to be bound to: host tables find their rows by id."""
+        nothing = np.zeros(1, np.int32)
+
+        def stand_in(name: str, leaf: Any) -> Any:
+            if not isinstance(leaf, np.ndarray):
+                return leaf
+            rows = self.rows.get(name, nothing)
+            return SomeRows(rows, self.take_rows(name, leaf), num_rows=len(leaf), name=name)
+
+        return with_tables(params, stand_in)
 
     def put(self, tree: Any, updated: Any) -> None:
         """Writes updated rows into the host tables of the tree; waits for the device."""
@@ -128,10 +142,6 @@ class Slices:
                 leaf[self.rows[name][:count]] = np.asarray(new)[:count]
 
         jax.tree_util.tree_map_with_path(put, tree, updated)
-
-
-def _positions(rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    return np.searchsorted(rows, ids).astype(np.int32)
 
 
 class HostStep:
@@ -154,8 +164,8 @@ class HostStep:
     ):
         self.capacity = capacity
         uses, layout = tables_of(model), Layout()
-        self.tables = {name: uses[name].fields for name in tables}
-        others = {name: use for name, use in uses.items() if name not in tables}
+        self.uses = {name: use for name, use in uses.items() if name in tables}
+        self._model, self._objective, self._on_host = model, objective, frozenset(tables)
         # Another device than that of the steps, so that drawing does not queue behind them.
         self._here = jax.local_devices(backend="cpu")[-1]
         self._draw = jax.jit(make_draw(objective, seed=seed, accumulate=accumulate, layout=layout))
@@ -169,9 +179,16 @@ class HostStep:
             layout=layout,
         )
 
-        def step(state: TrainState, drawn: Drawn) -> tuple[TrainState, StepMetrics]:
-            wanted = wanted_rows(drawn.parts, state.params, others, layout, capacity, whole=False)
-            new_state, loss, weight = update(state, drawn, wanted)
+        def step(
+            state: TrainState, drawn: Drawn, slices: dict[str, Touched]
+        ) -> tuple[TrainState, StepMetrics]:
+            reads = reads_of(model, objective, state.params, drawn, layout)
+            reads = {name: read for name, read in reads.items() if name not in self._on_host}
+            whole = bool(objective.whole_catalogue)
+            wanted = wanted_rows(
+                drawn.parts, state.params, uses, reads, layout, capacity, whole=whole
+            )
+            new_state, loss, weight = update(state, drawn, wanted, slices=slices)
             metrics = StepMetrics(
                 loss=loss, examples=weight, overflow=overflow(wanted), slow=jnp.bool_(False)
             )
@@ -179,6 +196,7 @@ class HostStep:
 
         self._step = jax.jit(step, donate_argnums=0)
         self._carry = jax.jit(_carry_over)
+        self._known_fields: dict[Any, dict[str, tuple[str, ...]]] = {}
         self._number: int | None = None
         self._statistics: tuple[Any, Any] = (None, None)
         self._pending: tuple[Slices, TrainState] | None = None
@@ -189,10 +207,9 @@ class HostStep:
         if self._number is None:
             self._number = int(state.step)
         drawn = self._drawn(batch, statistics)
-        slices = Slices.of(drawn.parts, self.tables, self.capacity)
+        slices = Slices.of(drawn.parts, self._fields(state.params, drawn), self.capacity)
         small = self._fetch(state, slices)
-        parts = slices.renumber(drawn.parts, self.tables)
-        small, metrics = self._step(small, dataclasses.replace(drawn, parts=parts))
+        small, metrics = self._step(small, drawn, slices.touched(state.params))
         self._write_back(state)
         self._pending, self._number = (slices, small), self._number + 1
         return _joined(state, small), metrics
@@ -202,6 +219,24 @@ class HostStep:
         self._write_back(state)
         self._number = None
         return state
+
+    def _fields(self, params: Params, drawn: Drawn) -> dict[str, tuple[str, ...]]:
+        """Returns the batch fields that the loss looks up in each host table.
+
+        Raises:
+          UserError: when it looks up others than the model names.
+        """
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(drawn.parts))
+        key = jax.tree.structure(drawn.parts), shapes
+        if key not in self._known_fields:
+            reads = reads_of(self._model, self._objective, params, drawn, Layout())
+            found = {}
+            for name in self._on_host & reads.keys():
+                use = self.uses.get(name)
+                check_reads(name, reads[name], use and use.fields)
+                found[name] = tuple(sorted(reads[name].fields))
+            self._known_fields[key] = found
+        return self._known_fields[key]
 
     def _drawn(self, batch: Batch, statistics: Any) -> Drawn:
         if self._statistics[0] is not statistics:

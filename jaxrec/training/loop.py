@@ -29,9 +29,10 @@ from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
 from jaxrec.training.record import Record, read_record, write_record
+from jaxrec.training.segments import check_segments
 from jaxrec.training.state import Step, StepMetrics, TrainState, all_finite
 from jaxrec.training.step import make_step
-from jaxrec.training.trained import check_same, describe_checkpoint
+from jaxrec.training.trained import check_kinds, check_same, describe_checkpoint
 from jaxrec.training.vocabularies import save_vocabularies
 from jaxrec.typing import Batch, Stopped, UserError
 
@@ -127,8 +128,13 @@ class _Run:
         """Plans where everything goes, says so, and makes it."""
         config, model = self.experiment.config, self.experiment.model
         _check_trainable(self.experiment)
+        rows = own_rows(self.config.batch_size, self.mesh)
+        if self.batches.batch(0, slice(rows.start, rows.start + 1)).segments is not None:
+            check_segments(model)
         optimizer, average = self.experiment.optimizer(self.total), self.config.average
-        plan = self.experiment.plan(optimizer, self.mesh)
+        kinds = self.experiment.step_kinds(self.batches, self.statistics)
+        plan = self.experiment.plan(optimizer, self.mesh, kinds)
+        self.kinds = {table.name: table.step for table in plan.tables}
         if not self.quiet:
             print(plan, file=sys.stderr)
         step: dict[str, Any] = {"seed": self.config.seed, "accumulate": self.config.accumulate}
@@ -177,6 +183,7 @@ class _Run:
         meta = self.checkpoints.meta(steps[-1])
         check_same(meta, self.experiment, resume=True)
         self.record = read_record(self.workdir, steps[-1], meta)
+        check_kinds(meta, self.experiment, self.kinds)
         if not self.quiet:
             print(f"going on from step {steps[-1]:,} of {self.total:,}", flush=True)
         if self.record.measure != self.measure:
@@ -375,6 +382,7 @@ class _Run:
         self.record.wall_s, self.begun = self._wall_s(), time.monotonic()
         meta = {
             **describe_checkpoint(self.experiment),
+            "steps": self.kinds,
             "position": {"step": self.at, "epoch": self.at // self.batches.steps_per_epoch},
             "record": dataclasses.asdict(self.record),
             "best_step": self.record.best_step,

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+import types
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ class TablePlan:
         if there was one copy.
       device_bytes: of the same on one device; 0 for a table in the host's memory, of which only
         the rows of a batch come to the device.
+      step: "dense", "touched rows", or "dense or touched rows" when that is for each batch to say;
+        empty when nobody asked.
     """
 
     name: str
@@ -34,6 +37,7 @@ class TablePlan:
     placement: Placement
     num_bytes: int
     device_bytes: int
+    step: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,13 +65,14 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            (t.name, f"{t.shape[0]:,} x {t.shape[1]}", t.placement, t.device_bytes)
+            (t.name, f"{t.shape[0]:,} x {t.shape[1]}", t.placement, t.device_bytes, t.step)
             for t in self.tables
         ]
-        rows += [("everything else", "", "replicated", self.dense_bytes)]
+        rows += [("everything else", "", "replicated", self.dense_bytes, "")]
         lines = [
             f"  {name:16} {shape:>20}  {placement:10} {_mib(size):>14} a device"
-            for name, shape, placement, size in rows
+            + (f", step: {step}" if step else "")
+            for name, shape, placement, size, step in rows
         ]
         limit = f" of {_mib(self.limit)}" if self.limit else ""
         total = f"  {_mib(self.device_bytes)}{limit} on each of {self.devices} devices"
@@ -75,7 +80,12 @@ class Plan:
 
 
 def make_plan(
-    state: Any, config: MeshConfig, mesh: Mesh, *, catalogue: Collection[str] = ()
+    state: Any,
+    config: MeshConfig,
+    mesh: Mesh,
+    *,
+    catalogue: Collection[str] = (),
+    steps: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Plan:
     """Chooses where each table goes.
 
@@ -84,6 +94,7 @@ def make_plan(
       config: what was asked for.
       mesh: the devices.
       catalogue: tables that the loss reads as a whole, which can only be split by rows.
+      steps: how each table on the devices is updated; see `TablePlan`.
 
     Raises:
       UserError: when a table cannot be split as asked, or the state does not fit a device.
@@ -105,7 +116,12 @@ def make_plan(
         }[placement]
         tables.append(
             TablePlan(
-                name=name, shape=shape, placement=placement, num_bytes=total, device_bytes=device
+                name=name,
+                shape=shape,
+                placement=placement,
+                num_bytes=total,
+                device_bytes=device,
+                step="touched rows" if placement == "host" else steps.get(name, ""),
             )
         )
     layout = Layout(placements=placements)

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxrec.functional import Functional
+from jaxrec.ops.keys import Stream, root, stream
 from jaxrec.optim import table_of, with_float32_slots
 from jaxrec.paths import divide, unite
 from jaxrec.sharding import Layout, shardings
@@ -88,10 +89,11 @@ def init_state(
       mesh, layout: where everything goes; see `jaxrec.training.planning`.
     """
     init = _initializer(model, optimizer, average, table_dtype, trained, mesh, layout)
+    key = stream(root(seed), Stream.INITIAL)
     if mesh is None:
-        return jax.jit(init)(jax.random.key(seed))
-    born = shardings(jax.eval_shape(init, jax.random.key(seed)), mesh, layout)
-    return jax.jit(init, out_shardings=born)(jax.random.key(seed))
+        return jax.jit(init)(key)
+    born = shardings(jax.eval_shape(init, key), mesh, layout)
+    return jax.jit(init, out_shardings=born)(key)
 
 
 def abstract_state(
@@ -106,7 +108,7 @@ def abstract_state(
 ) -> TrainState:
     """Returns shapes and dtypes of `init_state`, on a mesh with shardings; allocates nothing."""
     init = _initializer(model, optimizer, average, table_dtype, trained, mesh, layout)
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, root(0))
     if mesh is None:
         return shapes
     return jax.tree.map(

@@ -6,7 +6,8 @@ runs alone, under `jax.shard_map` (with check_vma=False) and under `jax.pmap`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +18,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxrec.functional import Functional
 from jaxrec.objectives import ALONE, Objective, Replica
-from jaxrec.ops.keys import RowKey
+from jaxrec.ops.keys import RowKey, Stream, nth, root, stream
 from jaxrec.optim import (
+    Touched,
     apply_updates,
     put_touched,
     table_of,
@@ -27,15 +29,18 @@ from jaxrec.optim import (
 )
 from jaxrec.paths import divide, unite
 from jaxrec.sharding import AXIS_RULES, Layout
+from jaxrec.training.lookups import Reads, find_reads
 from jaxrec.training.state import Step, StepMetrics, TrainState
 from jaxrec.training.tables import (
     TableUse,
     Wanted,
+    blocks_at_hand,
     fair_share,
     fetch_rows,
     find_rows,
+    is_dense,
     overflow,
-    renumber_ids,
+    rows_at_hand,
     sum_gradients,
     tables_of,
     touched_rows,
@@ -116,7 +121,7 @@ def make_replica_step(
       objective: what is minimised.
       optimizer: any Optax transform that works row by row; one that wants the norm of all gradients
         takes it as the extra argument `global_norm`.
-      seed: the step's key is fold_in(key(seed), step).
+      seed: of what the steps draw; see `jaxrec.ops.keys`.
       accumulate: parts that a batch is computed in. The result is that of the whole batch, but for
         the in-batch softmax, whose negatives are those of a part.
       average: decay of the running average of the parameters; 0 keeps none.
@@ -141,8 +146,11 @@ def make_replica_step(
 
     def step(state: TrainState, batch: Batch, statistics: Any) -> tuple[TrainState, StepMetrics]:
         drawn = draw(state.step, batch, statistics)
+        reads = reads_of(model, objective, state.params, drawn, layout)
         whole = objective.whole_catalogue
-        wanted = wanted_rows(drawn.parts, state.params, tables, layout, capacity, whole=whole)
+        wanted = wanted_rows(
+            drawn.parts, state.params, tables, reads, layout, capacity, whole=whole
+        )
         slow = _uneven(wanted, layout)
         if slow is None:
             new_state, loss, weight = update(state, drawn, wanted)
@@ -183,17 +191,18 @@ def make_draw(
     """Returns `draw(step, batch, statistics)`, the half of a step that knows no parameters."""
 
     def draw(step: jax.Array, batch: Batch, statistics: Any) -> Drawn:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
+        key = nth(stream(root(seed), Stream.STEP), step)
         rows = len(jax.tree.leaves(batch)[0])
         size = rows // accumulate
         begin = lax.axis_index(layout.axes) * rows if layout.axes else jnp.int32(0)
         first = begin + jnp.arange(accumulate, dtype=jnp.int32) * size
         draw_keys, loss_keys = (
-            RowKey(jnp.broadcast_to(key, (accumulate,)), first) for key in (keys[0], keys[1])
+            RowKey(jnp.broadcast_to(stream(key, use), (accumulate,)), first)
+            for use in (Stream.DRAW, Stream.LOSS)
         )
         parts = jax.tree.map(lambda x: x.reshape(accumulate, size, *x.shape[1:]), batch)
         parts = jax.vmap(objective.draw, in_axes=(0, None, 0))(parts, statistics, draw_keys)
-        return Drawn(parts=parts, keys=loss_keys, rounding=keys[2])
+        return Drawn(parts=parts, keys=loss_keys, rounding=stream(key, Stream.ROUNDING))
 
     return draw
 
@@ -208,21 +217,30 @@ def make_update(
     trained: Collection[str] | None,
     layout: Layout,
 ) -> Callable[..., tuple[TrainState, jax.Array, jax.Array]]:
-    """Returns `update(state, drawn, wanted, *, shares=True)`, the other half.
+    """Returns `update(state, drawn, wanted, *, shares=True, slices={})`, the other half.
 
     It returns the new state, the loss and the sum of weights. `wanted` is what `wanted_rows` says;
-    tables that are not in it are used as they are. `shares` is that of `find_rows`.
+    tables that are not in it are used as they are. `shares` is that of `find_rows`. `slices` says
+    of which tables the state holds some rows alone, and which.
     """
     update_with_norm = with_float32_slots(optimizer).update
-    replica = _replica(tables_of(model), layout) if objective.whole_catalogue else ALONE
-    split = replica.catalogue_axis is not None
+    bound_loss = _bound_loss(model, objective, layout)
+    has_split_catalogue = (
+        objective.whole_catalogue and _replica(tables_of(model), layout).catalogue_axis is not None
+    )
+    split = _split_tables(layout)
 
     def update(
-        state: TrainState, drawn: Drawn, wanted: dict[str, Wanted], *, shares: bool = True
+        state: TrainState,
+        drawn: Drawn,
+        wanted: dict[str, Wanted],
+        *,
+        shares: bool = True,
+        slices: Mapping[str, Touched] = types.MappingProxyType({}),
     ) -> tuple[TrainState, jax.Array, jax.Array]:
         lookups = find_rows(wanted, state.params, layout, shares=shares)
         touched = touched_rows(lookups)
-        batch = renumber_ids(drawn.parts, wanted, lookups)
+        at_hand = {name: found.number for name, found in lookups.items()} | dict(slices)
         params, fixed = divide(take_touched(state.params, touched), trained)
         slots = take_touched(state.optimizer, touched)
 
@@ -232,21 +250,21 @@ def make_update(
         rows, send_back, fixed_rows = jax.vjp(fetch, params, has_aux=True)
 
         def total_loss(arguments: Any, part: Batch, key: RowKey) -> tuple[jax.Array, jax.Array]:
-            # What is random about parameters is the same for all rows of the batch.
-            bound = model.bind(unite(arguments[0], fixed_rows), jax.random.fold_in(key.key, 1))
-            catalogue = model.bind(unite(arguments[1], fixed), None) if split else None
-            where = dataclasses.replace(replica, axes=layout.axes, catalogue=catalogue)
-            return objective.loss(bound, part, key, where)
+            here = rows_at_hand(unite(arguments[0], fixed_rows), at_hand, split)
+            blocks = unite(arguments[1], fixed) if len(arguments) > 1 else None
+            return bound_loss(here, blocks, part, key)
 
-        arguments = (rows, params) if split else (rows,)
-        sums, gradients = _gradients(total_loss, arguments, (batch, drawn.keys), accumulate)
+        arguments = (rows, params) if has_split_catalogue else (rows,)
+        sums, gradients = _gradients(total_loss, arguments, (drawn.parts, drawn.keys), accumulate)
         (grads,) = send_back(gradients[0])
-        if split:
+        if has_split_catalogue:
             grads = jax.tree.map(jnp.add, grads, gradients[1])
         grads = sum_gradients(grads, layout)
         total, weight = lax.psum(sums, layout.axes) if layout.axes else sums
         scale = 1 / jnp.where(weight > 0, weight, 1)
-        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        # In float32 from here on: a gradient of bfloat16 that is scaled is rounded once more.
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)
+        grads = _without_padding(grads, layout)
         norm = global_norm(grads, layout)
         updates, slots = update_with_norm(grads, slots, params, global_norm=norm)
         rounded = _rounded(params, updates, drawn.rounding, layout)
@@ -263,13 +281,118 @@ def make_update(
     return update
 
 
+def reads_of(
+    model: Functional, objective: Objective, params: Params, drawn: Drawn, layout: Layout
+) -> dict[str, Reads]:
+    """Returns what the objective's loss reads of each table of the model, by tracing it."""
+    bound_loss = _bound_loss(model, objective, layout)
+
+    def loss(noting: Params, part: Batch, key: RowKey) -> Any:
+        return bound_loss(noting, params, part, key)
+
+    # Of the whole tables: those at hand may be blocks of them.
+    return find_reads(loss, model.shapes, drawn.parts, drawn.keys)
+
+
+def step_kinds(
+    model: Functional,
+    objective: Objective,
+    batches: Any,
+    statistics: Any,
+    *,
+    capacity: int,
+    accumulate: int,
+) -> dict[str, str]:
+    """Returns how a step updates each table: "dense", "touched rows", or either, by the batch.
+
+    Nothing is computed. What is dense does not depend on the devices.
+
+    Args:
+      batches: training batches; those of several widths have `widths`.
+      statistics: of the objective.
+    """
+    draw = make_draw(objective, seed=0, accumulate=accumulate, layout=Layout())
+    drawn = jax.eval_shape(draw, jnp.int32(0), batches.batch(0), statistics)
+    uses, found = tables_of(model), {}
+    for name, reads in reads_of(model, objective, model.shapes, drawn, Layout()).items():
+        kinds = set()
+        for parts in _of_each_width(drawn.parts, getattr(batches, "widths", ())):
+            dense = is_dense(
+                parts,
+                uses.get(name),
+                reads,
+                Layout(),
+                capacity,
+                whole=bool(objective.whole_catalogue),
+            )
+            kinds.add("dense" if dense else "touched rows")
+        found[name] = " or ".join(sorted(kinds))
+    return found
+
+
+def _of_each_width(parts: Batch, widths: Sequence[int]) -> Iterator[Batch]:
+    """Gives the shapes of a batch with histories of each of these widths."""
+    for width in widths or (None,):
+        if width is None or parts.history is None:
+            yield parts
+        else:
+            shape = (*parts.history.shape[:-1], width)
+            yield parts.replace(history=jax.ShapeDtypeStruct(shape, parts.history.dtype))
+
+
+def _bound_loss(
+    model: Functional, objective: Objective, layout: Layout
+) -> Callable[[Params, Params | None, Batch, RowKey], tuple[jax.Array, jax.Array]]:
+    """Returns the loss as a function of parameters, blocks of a split catalogue, batch and key."""
+    replica = _replica(tables_of(model), layout) if objective.whole_catalogue else ALONE
+    split = _split_tables(layout)
+
+    def loss(
+        params: Params, blocks: Params | None, part: Batch, key: RowKey
+    ) -> tuple[jax.Array, jax.Array]:
+        # What is random about parameters is the same for all rows of the batch.
+        bound = model.bind(params, stream(key.key, Stream.PARAMETERS))
+        catalogue = None
+        if replica.catalogue_axis is not None and blocks is not None:
+            catalogue = model.bind(blocks_at_hand(blocks, split), None)
+        where = dataclasses.replace(replica, axes=layout.axes, catalogue=catalogue)
+        return objective.loss(bound, part, key, where)
+
+    return loss
+
+
+def _split_tables(layout: Layout) -> frozenset[str]:
+    return frozenset(
+        name for name in layout.placements if layout.placement(name) in ("row", "column")
+    )
+
+
+def _without_padding(grads: Params, layout: Layout) -> Params:
+    """Returns gradients with 0 for row 0 of every table, which is padding and stays 0.
+
+    It comes first in a table, among touched rows, and in the first block of a table split by rows.
+    """
+
+    def clear(path: Any, gradient: jax.Array) -> jax.Array:
+        name = table_of(path)
+        if name is None:
+            return gradient
+        if layout.placement(name) != "row":
+            return gradient.at[0].set(0)
+        mine = lax.axis_index(layout.table_axis or "") == 0
+        return gradient.at[0].multiply(jnp.where(mine, 0, 1).astype(gradient.dtype))
+
+    return jax.tree_util.tree_map_with_path(clear, grads)
+
+
 def _rounded(params: Params, updates: Params, key: jax.Array, layout: Layout) -> Params:
     """Returns params + updates, rounded in the same way on all devices that hold the same."""
-    split = [name for name in params if layout.placement(name) in ("row", "column")]
+    split = [name for name in params if name in _split_tables(layout)]
     whole = [name for name in params if name not in split]
-    keys = {"whole": key}
+    keys = {"whole": stream(key, Stream.WHOLE)}
     if split:
-        keys["split"] = jax.random.fold_in(key, 1 + lax.axis_index(layout.table_axis or ""))
+        device = lax.axis_index(layout.table_axis or "")
+        keys["split"] = nth(stream(key, Stream.BLOCK), device)
     new: Params = {}
     for names, part in ((whole, "whole"), (split, "split")):
         if names:

@@ -8,7 +8,7 @@ of gradients is the derivative of the way there.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jaxrec.ops.exchange import most_of_one_owner, route_rows, swap
 from jaxrec.ops.touched import unique_rows
 from jaxrec.optim import Touched, table_of
 from jaxrec.sharding import Layout
+from jaxrec.training.lookups import Block, Reads, SomeRows, check_reads, with_tables
 from jaxrec.typing import Batch, Params
 
 
@@ -58,14 +59,12 @@ class Wanted:
 
     Attributes:
       rows: the distinct rows, as in `Touched`; num_rows is that of the whole table.
-      fields: the batch fields that index the table.
       most: () int32, the most rows wanted of one owner; 0 when the table is not split by rows.
       dense: whether the optimiser must see every row: the loss reads all of them, or the batch of
         all devices could touch all of them, which must not depend on the number of devices.
     """
 
     rows: Touched
-    fields: tuple[str, ...]
     most: jax.Array
     dense: bool
 
@@ -76,7 +75,7 @@ class Lookup:
 
     Attributes:
       touched: rows of this device's block that the optimiser sees; None for all of them.
-      number: renumbers the batch's ids to positions among the rows that come, or among `touched`.
+      number: the rows that are at hand: those that come, or `touched`.
       place: (M, K) where the rows that each device asks for stand among `touched`; None when no
         rows travel.
       back: (C,) where the wanted rows stand among those that arrive; None for split columns, of
@@ -93,6 +92,7 @@ def wanted_rows(
     parts: Batch,
     params: Params,
     tables: Mapping[str, TableUse],
+    reads: Mapping[str, Reads],
     layout: Layout,
     capacity: int,
     *,
@@ -103,29 +103,56 @@ def wanted_rows(
     Args:
       parts: the batch.
       params: the parameters, with this device's blocks of tables.
-      tables: those to look at.
+      tables: those that the model names.
+      reads: what the loss reads of tables; those that are not here are not looked at.
+      layout: where tables are.
       capacity: distinct rows of a table that a device may want; 0 allows for every id.
-      whole: whether the loss needs every item. Then positives are targets and no lookups, and what
-        is not split is used as it is.
+      whole: whether the loss needs every item. Then what is not split is used as it is.
+
+    Raises:
+      UserError: when the loss looks up rows that the model does not name.
     """
     wanted = {}
-    for name, (fields, rows_of_all) in tables.items():
+    for name, read in reads.items():
         block, split = params[name]["table"].shape[0], layout.placement(name)
         num_rows = block * (lax.axis_size(layout.table_axis) if split == "row" else 1)
-        if whole:
-            fields = tuple(field for field in fields if field != "positives")
-        ids = [jnp.ravel(getattr(parts, f)) for f in fields if getattr(parts, f) is not None]
+        use = tables.get(name)
+        fields = tuple(field for field in use.fields if field in read.fields) if use else ()
+        ids = [jnp.ravel(getattr(parts, field)) for field in fields]
         size = int(min(capacity or math.inf, sum(map(len, ids))))
-        dense = whole or _of_all_devices(parts, fields, layout, capacity) + 1 >= rows_of_all
-        if ids and not (dense and split == "replicated"):
-            # Row 0 is always there: padding must have a place in the slice.
-            joined = jnp.concatenate([jnp.zeros(1, jnp.int32), *ids])
-            rows = Touched.of(joined, num_rows, size + 1)
-            most = jnp.int32(0)
-            if split == "row" and layout.table_axis:
-                most = most_of_one_owner(rows.rows, block, layout.table_axis)
-            wanted[name] = Wanted(rows=rows, fields=fields, most=most, dense=dense)
+        dense = is_dense(parts, use, read, layout, capacity, whole=whole)
+        if dense and split == "replicated":
+            continue
+        check_reads(name, read, use and use.fields)
+        # Row 0 is always there: padding must have a place in the slice.
+        joined = jnp.concatenate([jnp.zeros(1, jnp.int32), *ids])
+        rows = Touched.of(joined, num_rows, size + 1)
+        most = jnp.int32(0)
+        if split == "row" and layout.table_axis:
+            most = most_of_one_owner(rows.rows, block, layout.table_axis)
+        wanted[name] = Wanted(rows=rows, most=most, dense=dense)
     return wanted
+
+
+def is_dense(
+    parts: Batch,
+    use: TableUse | None,
+    reads: Reads,
+    layout: Layout,
+    capacity: int,
+    *,
+    whole: bool,
+) -> bool:
+    """Returns whether the optimiser must see every row of a table; see `wanted_rows`.
+
+    Args:
+      parts: the batch, or its shapes.
+      use: what the model says of the table; None when it does not name it.
+    """
+    if whole or use is None:
+        return True
+    fields = tuple(field for field in use.fields if field in reads.fields)
+    return _of_all_devices(parts, fields, layout, capacity) + 1 >= use.num_rows
 
 
 def overflow(wanted: dict[str, Wanted]) -> jax.Array:
@@ -222,11 +249,29 @@ def fetch_rows(params: Params, lookups: dict[str, Lookup], layout: Layout) -> Pa
     return jax.tree.unflatten(structure, fetched)
 
 
-def renumber_ids(batch: Batch, wanted: dict[str, Wanted], lookups: dict[str, Lookup]) -> Batch:
-    """Returns the batch with positions among the rows at hand in place of ids."""
-    for name, want in wanted.items():
-        batch = batch.map(want.fields, lookups[name].number.renumber)
-    return batch
+def rows_at_hand(params: Params, at_hand: Mapping[str, Touched], split: Collection[str]) -> Params:
+    """Returns the parameters as a model is bound to them: tables find their rows by id.
+
+    Args:
+      params: with the rows at hand in place of tables.
+      at_hand: by table, which rows those are.
+      split: names of tables that are split over devices; what is not at hand of them cannot be had.
+    """
+
+    def stand_in(name: str, leaf: Any) -> Any:
+        rows = at_hand.get(name)
+        if rows is None:
+            return Block(leaf, name, catalogue=False) if name in split else leaf
+        return SomeRows(rows.rows, leaf, num_rows=rows.num_rows, name=name)
+
+    return with_tables(params, stand_in)
+
+
+def blocks_at_hand(params: Params, split: Collection[str]) -> Params:
+    """Returns the parameters as the model of a split catalogue is bound to them."""
+    return with_tables(
+        params, lambda name, leaf: Block(leaf, name, catalogue=True) if name in split else leaf
+    )
 
 
 def touched_rows(lookups: dict[str, Lookup]) -> dict[str, Touched]:

@@ -77,6 +77,35 @@ def check_same(saved: dict[str, Any], experiment: Experiment, *, resume: bool) -
         )
 
 
+def check_kinds(saved: dict[str, Any], experiment: Experiment, kinds: dict[str, str]) -> None:
+    """Refuses to go on with another kind of step, by an optimiser for which that is another run.
+
+    Args:
+      saved: what the checkpoint says.
+      kinds: by table, how a step updates it now.
+
+    Raises:
+      UserError: names the table and what may have changed it.
+    """
+    if not experiment.config.optimizer.rests:
+        return
+    before = saved.get("steps", {})
+    for name, kind in kinds.items():
+        was = before.get(name, kind)
+        if was != kind:
+            now = configs.to_dict(experiment.config)
+            paths = ("training.capacity", "mesh.tables")
+            options = ", ".join(
+                f"config.{path} was {_at(saved['config'], path)!r} and is {_at(now, path)!r}"
+                for path in paths
+            )
+            raise UserError(
+                f"the steps of the checkpoint updated table {name!r} by: {was}, and those to come "
+                f"would by: {kind} ({options}), where rows that no batch touches rest or do not. "
+                "Use the config that it was written with, or another --workdir."
+            )
+
+
 def load_config(workdir: str | Path) -> ExperimentConfig:
     """Returns the fitted config of a run. Raises UserError when it is absent or damaged."""
     path = Path(workdir) / "config.json"

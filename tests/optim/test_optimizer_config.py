@@ -39,8 +39,9 @@ def test_warm_up_rises_in_a_line_and_a_cosine_falls_to_its_fraction() -> None:
     config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, decay="cosine", final_fraction=0.1)
     schedule = config.schedule(110)
     expected = {
-        0: 0.0,
-        5: 1.0,
+        0: 2 / 11,
+        5: 12 / 11,
+        9: 20 / 11,
         10: 2.0,
         35: 2 * (0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2),
         60: 2 * (0.1 + 0.9 / 2),
@@ -51,10 +52,15 @@ def test_warm_up_rises_in_a_line_and_a_cosine_falls_to_its_fraction() -> None:
         np.testing.assert_allclose(schedule(step), value, rtol=1e-5, atol=1e-7)
 
 
+def test_the_first_step_moves_parameters() -> None:
+    for config in (OptimizerConfig(warmup_steps=1), OptimizerConfig(warmup_steps=1000)):
+        assert float(config.schedule(2000)(0)) > 0
+
+
 def test_a_constant_rate_is_constant_after_warm_up() -> None:
     assert float(OptimizerConfig(learning_rate=0.5).schedule(10)(7)) == 0.5
     warm = OptimizerConfig(learning_rate=0.5, warmup_steps=4).schedule(10)
-    np.testing.assert_allclose([warm(s) for s in (0, 1, 4, 9)], [0, 0.125, 0.5, 0.5])
+    np.testing.assert_allclose([warm(s) for s in (0, 1, 4, 9)], [0.1, 0.2, 0.5, 0.5])
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused() -> None:

@@ -275,4 +275,46 @@ def test_seeds_decide_the_parameters(dataset: Dataset) -> None:
     optimizer = OptimizerConfig().build(10)
     first, again, other = (init_state(model, optimizer, seed) for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, again)
-    assert (first.params["items"]["table"] != other.params["items"]["table"]).all()
+    assert (first.params["items"]["table"][1:] != other.params["items"]["table"][1:]).all()
+
+
+@pytest.mark.parametrize("name", ["adam", "momentum"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_row_0_of_every_table_stays_0(whole: bool, name: str, dataset: Dataset) -> None:
+    optimizers = {
+        "adam": OptimizerConfig(learning_rate=0.1, weight_decay=0.1, decay_tables=True),
+        "momentum": OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.9, l2_to_start=0.1),
+    }
+    objective: Any = FullSoftmax() if whole else BCE(num_negatives=2)
+    untied = dataclasses.replace(SASREC, tied=False)
+    run = Run(dataset, SequenceData(max_len=6, targets="all"), untied, objective, optimizers[name])
+    # Padding is looked up: at empty places of histories, and as the targets there.
+    with jax.numpy_dtype_promotion("standard"):
+        states, _ = run(run.batches(2))
+    for table in ("items", "outputs"):
+        assert (states[0].params[table]["table"][0] == 0).all()
+        assert (states[-1].params[table]["table"][0] == 0).all()
+        assert (states[-1].params[table]["table"][1:] != 0).any()
+
+
+def test_gradients_of_bfloat16_are_scaled_in_float32(dataset: Dataset) -> None:
+    """A sum of 3 by a weight of 3 examples is 1 and not what bfloat16 makes of a third."""
+    model = functional(FACTORS.fit(dataset.manifest).build)
+    momentum = OptimizerConfig(name="sgd", learning_rate=1.0, momentum=0.9).build(1)
+    ones = np.ones(3, np.int32)
+    batch = Batch(users=ones, positives=ones, labels=np.full(3, 4.0, np.float32))
+    wide, narrow = (
+        make_step(model, SquaredError(), momentum, seed=0)(
+            init_state(model, momentum, 0, table_dtype=dtype), batch, {}
+        )[0]
+        for dtype in ("float32", "bfloat16")
+    )
+    gradient = narrow.optimizer[0].trace["items"]["table"][1]
+    assert gradient.dtype == jnp.float32
+    # The sum of three, which is what bfloat16 holds, divided once.
+    thrice = np.asarray(gradient, np.float64) * 3
+    as_held = np.asarray(jnp.asarray(thrice, jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(thrice, as_held, rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, wide.optimizer[0].trace["items"]["table"][1], rtol=2**-6, atol=1e-3
+    )
