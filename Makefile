@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test nightly lint format bench lock clean
+.PHONY: help install spark demo test nightly lint format bench lock clean
 
 help: ## Say what each target does.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,15 @@ demo: install ## Prepare, train, evaluate and recommend on an invented data set.
 test: install ## Run the tests, except the slow ones.
 	$(BIN)/pytest -n 2 --dist=worksteal -m "not slow"
 
-nightly: install ## Run all tests.
+nightly: install spark ## Run all tests, then the quick ones as on processors with fewer instructions.
 	$(BIN)/pytest -n 2 --dist=worksteal
+	for isa in AVX2 SSE4_2; do \
+		XLA_FLAGS=--xla_cpu_max_isa=$$isa $(BIN)/pytest -n 2 --dist=worksteal -m "not slow" || exit 1; \
+	done
+
+spark: install ## Add pyspark where Java is, without which the tests of Spark skip.
+	@if command -v java > /dev/null; then $(BIN)/python -m pip install --quiet -e ".[spark]"; \
+	else echo "there is no Java: the tests of Spark skip"; fi
 
 lint: install ## Check style, formatting and types.
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import jax
@@ -31,6 +32,32 @@ _STEPS = (
     *("test_every_placement.py", "test_host.py", "test_lookups.py", "test_sharded_step.py"),
     *("test_step.py", "test_wrappers.py"),
 )
+
+
+# Why a test may be skipped in CI. Any other reason fails the run: what nobody sees is not tested.
+_MAY_SKIP = (
+    "Spark needs Java",
+    "../shared",
+    "beside the checkout",
+    "memory forgets, and says so",
+    "promtool is not here",
+    "no browser is installed",
+    "no Chromium is here",
+    "redis-server is not installed",
+    "packages cannot be had here",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    terminal: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or hasattr(session.config, "workerinput") or not terminal:
+        return
+    reasons = {str(report.longrepr[2]) for report in terminal.stats.get("skipped", [])}
+    unexpected = sorted(r for r in reasons if not any(known in r for known in _MAY_SKIP))
+    if unexpected:
+        terminal.write_line(f"skipped for reasons that CI does not expect: {unexpected}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_configure(config: pytest.Config) -> None:
