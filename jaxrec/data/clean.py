@@ -23,6 +23,7 @@ from jaxrec.data.recipe import Recipe
 from jaxrec.data.report import Report, sample
 from jaxrec.data.spelling import REFUSED, RESPELLED, WORD, as_array, id_columns, refused
 from jaxrec.data.spool import DTYPES, Log, Spool
+from jaxrec.data.time_values import NUMBER
 from jaxrec.data.times import (
     UNITS,
     Reading,
@@ -39,7 +40,6 @@ _MISSING = ("missing user or item", "missing time", "missing label")
 _KEPT = len(_MISSING)
 _LARGEST_LABEL = float(np.finfo(np.float32).max)
 _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
-_NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
 _NO_WORD = nw.col("split") == len(SPLITS)
 _WANTED = {
     "time": "neither a number nor a date between 1678 and 2261",
@@ -274,7 +274,7 @@ def _label_columns(values: ChunkColumn, words: Collection[str]) -> tuple[pa.Arra
         known = {value: _label_text(value) for value in found if isinstance(value, str)}
         texts = [known[v] if isinstance(v, str) else _label_text(v) for v in found]
         array = pa.array(texts, pa.string())
-        good = pc.match_substring_regex(array, _NUMBER)
+        good = pc.match_substring_regex(array, NUMBER)
         numbers = pc.if_else(good, array, None).cast(pa.float64())
         numbers = pc.if_else(pc.or_(good, array.is_null()), numbers, float("inf"))
     else:
