@@ -52,6 +52,7 @@ from _report import emit
 from absl import app, flags, logging
 
 from jaxrec.data import TEST, Dataset, SequenceData, open_dataset, prepare, synthetic
+from jaxrec.data.times import parse_moment
 from jaxrec.distillation import Distillation
 from jaxrec.evaluation import (
     EvaluationConfig,

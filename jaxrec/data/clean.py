@@ -5,7 +5,7 @@ become numbers, and events that lack one of them go. The rules that look at hist
 in `jaxrec.data.histories`.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ import narwhals as nw
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jaxrec.data.dataset import SPLITS
 from jaxrec.data.dates import BAD_TIME
 from jaxrec.data.engines import ROWS_OF_A_FILE, ChunkColumn, Conversion, Engine
+from jaxrec.data.label_values import is_number, label_columns
 from jaxrec.data.recipe import Recipe
 from jaxrec.data.report import Report, sample
-from jaxrec.data.spelling import REFUSED, RESPELLED, WORD, as_array, id_columns, refused
+from jaxrec.data.spelling import REFUSED, RESPELLED, WORD, id_columns, refused
 from jaxrec.data.spool import DTYPES, Log, Spool
 from jaxrec.data.times import (
     UNITS,
@@ -38,8 +38,6 @@ type Frame = nw.LazyFrame[Any]
 _MISSING = ("missing user or item", "missing time", "missing label")
 _KEPT = len(_MISSING)
 _LARGEST_LABEL = float(np.finfo(np.float32).max)
-_TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
-_NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
 _NO_WORD = nw.col("split") == len(SPLITS)
 _WANTED = {
     "time": "neither a number nor a date between 1678 and 2261",
@@ -162,7 +160,7 @@ def _typed(source: _Source, day_first: bool | None) -> tuple[Frame, Reading | No
     """
     engine, frame, recipe = source.engine, source.raw, source.recipe
     kinds, words = frame.collect_schema(), frozenset(recipe.missing_words)
-    plain = not any(_is_number(word) for word in words)
+    plain = not any(is_number(word) for word in words)
     conversions: dict[str, Conversion] = {}
     reading: Reading | None = None
     for role in ("user", "item"):
@@ -182,7 +180,7 @@ def _typed(source: _Source, day_first: bool | None) -> tuple[Frame, Reading | No
             function = partial(time_columns, reading=reading, words=words)
             conversions["time"] = _conversion("time", pa.int64(), function)
     if "label" in kinds and not (_is_numeric(kinds["label"]) and plain):
-        function = partial(_label_columns, words=words)
+        function = partial(label_columns, words=words)
         conversions["label"] = _conversion("label", pa.float64(), function)
     if "split" in kinds and kinds["split"] != nw.String:
         conversions["split"] = Conversion(_words, {"split": pa.string()})
@@ -228,14 +226,6 @@ def _is_numeric(kind: nw.dtypes.DType) -> bool:
     return kind.is_integer() or kind.is_float() or kind.is_decimal() or kind == nw.Boolean
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return word.lower() not in ("nan", "inf", "infinity")
-
-
 def _scaled_time(reading: Reading | None) -> nw.Expr:
     """Returns integers in nanoseconds, `BAD_TIME` where they have none."""
     assert reading is not None
@@ -264,36 +254,6 @@ def _typed_column(role: str, kind: nw.dtypes.DType) -> nw.Expr:
     for word, number in SPLITS.items():
         code = nw.when(words == word).then(nw.lit(number)).otherwise(code)
     return code.cast(nw.Int32).alias("split")
-
-
-def _label_columns(values: ChunkColumn, words: Collection[str]) -> tuple[pa.Array, pa.Array]:
-    """Reads numbers; what is none becomes infinite. The second column has the missing words."""
-    array = as_array(values)
-    if array is None or not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
-        found = list(values) if array is None else array.to_pylist()
-        known = {value: _label_text(value) for value in found if isinstance(value, str)}
-        texts = [known[v] if isinstance(v, str) else _label_text(v) for v in found]
-        array = pa.array(texts, pa.string())
-        good = pc.match_substring_regex(array, _NUMBER)
-        numbers = pc.if_else(good, array, None).cast(pa.float64())
-        numbers = pc.if_else(pc.or_(good, array.is_null()), numbers, float("inf"))
-    else:
-        numbers = array.cast(pa.float64(), safe=False)
-        array = array.cast(pa.string())
-    nothing = array.is_null()
-    spelled = {word: word for word in words if not _is_number(word)}
-    marked = pc.is_in(array, pa.array(sorted(spelled), pa.string()))
-    for word in words - spelled.keys():
-        marked = pc.or_(marked, pc.equal(numbers, float(word)).fill_null(False))
-    raw = pc.if_else(marked, pc.binary_join_element_wise(WORD, array, ""), None)
-    return pc.if_else(pc.or_(nothing, marked), None, numbers), raw
-
-
-def _label_text(value: Any) -> str | None:
-    if value is None or value != value or value is pd.NA:
-        return None
-    text = str(value).strip()
-    return _TRUTH.get(text, text) or None
 
 
 def _words(values: ChunkColumn) -> tuple[pa.Array]:

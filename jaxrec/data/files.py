@@ -101,7 +101,12 @@ def _in_directory(directory: Path) -> tuple[list[Path], list[Path]]:
     )
     kinds = {path: kind_of(path) for path in paths}
     atomic = ".inter" in kinds.values()
-    read = [p for p, kind in kinds.items() if kind and not (atomic and kind in _LOGS_ONLY)]
+    made = {path.parent for path in paths if path.name == "manifest.json"}  # prepared datasets
+    read = [
+        path
+        for path, kind in kinds.items()
+        if kind and not (atomic and kind in _LOGS_ONLY) and not made & set(path.parents)
+    ]
     return read, [path for path in paths if path not in read]
 
 

@@ -228,7 +228,7 @@ def _checked(given: _Given, recipe: Recipe, names: Sequence[object]) -> _Given:
     check_columns(names, recipe.columns.values(), where)
     unused = unused_columns([str(name) for name in names], recipe.columns)
     if recipe.time_column is None and not recipe.rows_in_time_order:
-        check_no_times(given.log, [name for name in unused if name in names])
+        check_no_times(given.log, unused)
     notes = [*given.notes, *note_unused(unused, len(names))]
     if recipe.time_column is None:
         notes.append("no times: rows are taken to be in time order")

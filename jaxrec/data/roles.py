@@ -55,7 +55,7 @@ def check_no_times(log: pd.DataFrame | Sequence[File], unused: Sequence[str]) ->
 
 def _first_rows(log: pd.DataFrame | Sequence[File], name: str) -> Column:
     if isinstance(log, pd.DataFrame):
-        return log[name].head(_ROWS)
+        return log.iloc[:_ROWS, [str(column) for column in log].index(name)]
     file = log[0]
     if isinstance(file, ParquetFile):
         batches = file.batches([name], rows=_ROWS)

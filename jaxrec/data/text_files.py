@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from jaxrec.data.files import SEPARATORS, compression_of, kind_of, unknown_kind
+from jaxrec.data.files import SEPARATORS, kind_of, unknown_kind
+from jaxrec.data.quotes import count_rows, is_odd, row_number
+from jaxrec.data.streams import BLOCK_BYTES, STAND_IN, open_text, single
 from jaxrec.typing import UserError
 
 QUOTINGS = ("minimal", "none")
-_BLOCK_BYTES = 8 << 20  # a row, review text and all, must fit
-_STAND_IN = "\x1f"  # for a separator that is no single byte
 _ATOMIC = ("token", "float", "token_seq", "float_seq")
 _CANDIDATES = ("::", ";", "\t", "|", ",", ":", " ")
 _FAULTS = (OSError, EOFError, ValueError, pa.ArrowException, csv.Error)
@@ -122,13 +121,13 @@ class TextFile:
 
         options: dict[str, Any] = {
             "read_options": pa.csv.ReadOptions(
-                block_size=_BLOCK_BYTES,
+                block_size=BLOCK_BYTES,
                 column_names=[str(number) for number in range(len(self.names))],
                 skip_rows=self.blank,
                 skip_rows_after_names=int(self.has_header),
             ),
             "parse_options": pa.csv.ParseOptions(
-                delimiter=_single(self.separator),
+                delimiter=single(self.separator),
                 quote_char='"' if self.quoting == "minimal" else False,
                 newlines_in_values=self.quoting == "minimal",
                 invalid_row_handler=on_invalid,
@@ -156,14 +155,14 @@ class TextFile:
             raise unreadable(self.path, error) from None
 
     def _restored(self, values: pa.Array) -> pa.Array:
-        if _single(self.separator) == self.separator:
+        if single(self.separator) == self.separator:
             return values
-        return pc.replace_substring(values, _STAND_IN, self.separator)
+        return pc.replace_substring(values, STAND_IN, self.separator)
 
     def _shifted(self, row: Any) -> UserError:
         """Returns the one sentence for a row with a wrong number of cells."""
-        text = row.text.replace(_STAND_IN, self.separator).strip()
-        number = _row_number(self, row)
+        text = row.text.replace(STAND_IN, self.separator).strip()
+        number = row_number(self, row)
         where = f"row {number} (header not counted), {text[:80]!r}," if number else f"{text[:80]!r}"
         hint = "Put cells that hold the separator in double quotes, or correct the row."
         if '"' in text:
@@ -234,73 +233,6 @@ def unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read ({reason}). It may be damaged or of another format.")
 
 
-def open_text(file: TextFile) -> Any:
-    """Opens a file as bytes of UTF-8 whose separator is one byte."""
-    raw: Any
-    if file.path.is_file():
-        raw = pa.input_stream(str(file.path), compression=compression_of(file.path))
-    else:
-        raw = file.path.open("rb")  # a pipe
-    usual = codecs.lookup(file.encoding).name in ("utf-8", "utf-8-sig")
-    if usual and _single(file.separator) == file.separator:
-        return raw
-    return _Recoded(raw, file)
-
-
-class _Recoded:
-    """A stream of UTF-8 out of another encoding, with a stand-in for long separators."""
-
-    closed = False
-
-    def __init__(self, raw: Any, file: TextFile) -> None:
-        self._raw, self._file, self._left, self._ready = raw, file, "", b""
-        self._decoder = codecs.getincrementaldecoder(file.encoding)("strict")
-        self._long = _single(file.separator) != file.separator
-
-    def __enter__(self) -> "_Recoded":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.closed = True
-        self._raw.close()
-
-    def read(self, size: int = -1) -> bytes:
-        size = _BLOCK_BYTES if size < 0 else size
-        while len(self._ready) < size:
-            raw = self._raw.read(size)
-            text = self._left + self._decoder.decode(raw, not raw)
-            self._left = ""
-            if self._long:
-                text = self._replaced(text, last=not raw)
-            self._ready += text.encode()
-            if not raw:
-                break
-        found, self._ready = self._ready[:size], self._ready[size:]
-        return found
-
-    def _replaced(self, text: str, *, last: bool) -> str:
-        if _STAND_IN in text:
-            raise UserError(f"{self._file.path} holds the character 0x1f; it cannot be read so.")
-        separator = self._file.separator
-        if last:
-            return text.replace(separator, _STAND_IN)
-        parts = text.split(separator)
-        keep = len(separator) - 1  # the beginning of a separator may be the end of this block
-        cut = max(len(parts[-1]) - keep, 0)
-        parts[-1], self._left = parts[-1][:cut], parts[-1][cut:]
-        return _STAND_IN.join(parts)
-
-
-def _single(separator: str) -> str:
-    return separator if len(separator.encode()) == 1 else _STAND_IN
-
-
 def _empty(path: Path) -> UserError:
     return UserError(f"{path} is empty. Give a file with a header and events.")
 
@@ -313,13 +245,13 @@ def _with_names(file: TextFile, form: TextFormat) -> TextFile:
     text = start.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     reader = csv.reader(
         io.StringIO(text, newline=""),
-        delimiter=_single(file.separator),
+        delimiter=single(file.separator),
         quoting=csv.QUOTE_NONE if file.quoting == "none" else csv.QUOTE_MINIMAL,
     )
     blank, first = 0, None
     for row in reader:
         if row:
-            first = [cell.replace(_STAND_IN, file.separator) for cell in row]
+            first = [cell.replace(STAND_IN, file.separator) for cell in row]
             break
         blank = reader.line_num
     if first is None:
@@ -342,9 +274,9 @@ def _with_names(file: TextFile, form: TextFormat) -> TextFile:
 
 def _with_quoting(file: TextFile) -> TextFile:
     """Decides whether quotes are quotes, by what makes rows of equally many cells."""
-    if not _is_odd(file):
+    if not is_odd(file):
         return file
-    quoted, plain = _count_rows(file, quotes=True), _count_rows(file, quotes=False)
+    quoted, plain = count_rows(file, quotes=True), count_rows(file, quotes=False)
     if quoted is not None and plain is not None and quoted != plain:
         raise UserError(
             f"{file.path} has {quoted:,} rows if double quotes hold cells together and {plain:,} "
@@ -358,97 +290,3 @@ def _with_quoting(file: TextFile) -> TextFile:
         names = names if file.has_header and not file.types else file.names
         return dataclasses.replace(file, quoting="none", names=names, note=note)
     return file
-
-
-def _is_odd(file: TextFile) -> bool:
-    """Whether a quote stands where none belongs, or a line ends inside of quotes."""
-    ends = np.zeros(256, bool)
-    ends[list(b'"\r\n' + _single(file.separator).encode())] = True
-    inside, before = 0, b"\n"
-    with open_text(file) as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            if b'"' in block or inside:
-                codes = np.frombuffer(before + block + b"\n", np.uint8)
-                quotes = np.flatnonzero(codes[1:-1] == ord('"')) + 1
-                # At the end of a block the next character is not known, and taken to be right.
-                if not (ends[codes[quotes - 1]] | ends[codes[quotes + 1]]).all():
-                    return True
-                lines = np.flatnonzero(codes[1:-1] == ord("\n")) + 1
-                if ((np.searchsorted(quotes, lines) + inside) % 2).any():
-                    return True
-                inside = (inside + len(quotes)) % 2
-            before = block[-1:]
-    return bool(inside)
-
-
-def _count_rows(file: TextFile, *, quotes: bool) -> int | None:
-    """Returns the rows of a file, or None when they have not equally many cells."""
-    separator, width, count = _single(file.separator), len(file.names), 0
-    before = csv.field_size_limit(1 << 30)
-    try:
-        with open_text(file) as stream:
-            lines = io.TextIOWrapper(
-                io.BufferedReader(_Raw(stream)),
-                "utf-8",
-                "surrogateescape",
-                newline="",
-            )
-            if quotes:
-                for row in csv.reader(lines, delimiter=separator, strict=True):
-                    if row and len(row) != width:
-                        return None
-                    count += bool(row)
-                return count
-            for line in lines:
-                if line.strip("\r\n"):
-                    if line.count(separator) + 1 != width:
-                        return None
-                    count += 1
-            return count
-    except csv.Error:
-        return None
-    finally:
-        csv.field_size_limit(before)
-
-
-class _Raw(io.RawIOBase):
-    """A stream for `io.BufferedReader`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _row_number(file: TextFile, bad: Any) -> int | None:
-    """Returns the number of a row, from 1 and without the header, by looking for its text."""
-    before = csv.field_size_limit(1 << 30)
-    try:
-        with open_text(file) as stream:
-            lines = io.TextIOWrapper(
-                io.BufferedReader(_Raw(stream)),
-                "utf-8",
-                "surrogateescape",
-                newline="",
-            )
-            rows = csv.reader(
-                lines,
-                delimiter=_single(file.separator),
-                quoting=csv.QUOTE_NONE if file.quoting == "none" else csv.QUOTE_MINIMAL,
-            )
-            number = 0
-            for row in rows:
-                number += bool(row)
-                if row and len(row) != bad.expected_columns:
-                    return number - int(file.has_header)
-    except csv.Error:
-        pass
-    finally:
-        csv.field_size_limit(before)
-    return None

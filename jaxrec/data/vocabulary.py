@@ -30,7 +30,7 @@ def id_texts(values: pd.Series) -> pd.Series:
         error = refused(values)
         assert error is not None
         raise error
-    return pd.Series(ids.to_pandas(), index=values.index, dtype="str")
+    return ids.to_pandas().astype("str").set_axis(values.index)
 
 
 def vocabulary_order(ids: pd.Index) -> np.ndarray:

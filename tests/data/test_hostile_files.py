@@ -14,7 +14,7 @@ import pytest
 from jaxrec.data import Dataset, prepare
 from jaxrec.data.files import find_files
 from jaxrec.data.report import format_report
-from jaxrec.data.text_files import _BLOCK_BYTES
+from jaxrec.data.streams import BLOCK_BYTES
 from jaxrec.typing import UserError
 
 ENGINES = ("duckdb", "pandas")
@@ -152,7 +152,7 @@ def test_separators(tmp_path: Path, separator: str) -> None:
 
 
 def test_a_long_separator_over_the_end_of_a_block(tmp_path: Path) -> None:
-    long = "x" * (_BLOCK_BYTES // 2 - 20)
+    long = "x" * (BLOCK_BYTES // 2 - 20)
     rows = "".join(f"u::i{n}::{long}{'y' * n}::{n}\n" for n in range(8))
     (tmp_path / "a.dat").write_text("user_id::item_id::note::timestamp\n" + rows)
     data = both(tmp_path / "a.dat", tmp_path, separator="::")

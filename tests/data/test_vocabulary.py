@@ -63,3 +63,9 @@ def test_ids_come_back_and_the_order_of_rows_does_not_matter(values: list, rando
     shuffled = random.sample(values, len(values))
     again = encode_ids(pd.Series(shuffled, dtype=object))
     assert again.categories.tolist() == encoded.categories.tolist()
+
+
+def test_a_column_keeps_its_index() -> None:
+    index = [5, 0, 5]
+    assert id_texts(pd.Series(["b", "a", None], index=index)).index.tolist() == index
+    assert id_texts(pd.Series(["b", "a"], index=[1, 0])).to_dict() == {1: "b", 0: "a"}
