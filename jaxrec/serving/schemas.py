@@ -19,7 +19,7 @@ MAX_HISTORY = 10_000
 
 _LARGEST_SECONDS = 1e11  # the year 5138; milliseconds of today are above
 _PLAIN = re.compile(r"[A-Za-z0-9_:-]*")
-_ID_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]}
+_ID_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "string", "minLength": 1}, {"type": "number"}]}
 
 
 def _id(value: Any) -> Any:
