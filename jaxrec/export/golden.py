@@ -108,6 +108,21 @@ def difference(
     return told
 
 
+def difference_of_lists(
+    found: tuple[Any, Any], wanted: tuple[Any, Any], tolerance: float = 1e-4
+) -> str:
+    """Compares (b, k) items and scores as `recommend` returns them; see `difference`."""
+    items, scores = (np.asarray(x) for x in wanted)
+    kept = [row > 0 for row in items]
+    return difference(
+        [row[some].tolist() for row, some in zip(items, kept, strict=True)],
+        [row[some].tolist() for row, some in zip(scores, kept, strict=True)],
+        np.asarray(found[0]),
+        np.asarray(found[1]),
+        tolerance,
+    )
+
+
 def _worst(
     wanted: tuple[np.ndarray, np.ndarray], found: tuple[np.ndarray, np.ndarray], tolerance: float
 ) -> tuple[int, float]:

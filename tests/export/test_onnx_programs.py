@@ -12,7 +12,7 @@ import pytest
 from jaxrec.data.dataset import Dataset
 from jaxrec.evaluation import requests_of
 from jaxrec.export import load_artefact
-from jaxrec.export.golden import difference
+from jaxrec.export.golden import difference_of_lists
 from jaxrec.export.run import export_run
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -53,7 +53,7 @@ def test_every_model_gives_what_its_other_programs_give(
         if artefact.shown == ("history",):
             limits["mask_seen"] = random.random(rows) < 0.5
         items, scores = run(artefact, "recommend", **shown, **limits)
-        same_lists((items, scores), artefact.recommend(**shown, **limits))
+        assert not difference_of_lists((items, scores), artefact.recommend(**shown, **limits))
         assert items.dtype == np.int32 and scores.dtype == np.float32
 
         candidates = random.integers(0, 31, (rows, 5)).astype(np.int32)
@@ -63,20 +63,7 @@ def test_every_model_gives_what_its_other_programs_give(
 
         item = random.integers(1, 31, rows).astype(np.int32)
         items, scores = run(artefact, "similar", item=item)
-        same_lists((items, scores), artefact.similar(item))
-
-
-def same_lists(found: Any, wanted: Any) -> None:
-    """Lists are equal by their scores: what ties may change places, also over the end."""
-    items, scores = (np.asarray(x) for x in wanted)
-    kept = [row > 0 for row in items]
-    told = difference(
-        [row[some].tolist() for row, some in zip(items, kept, strict=True)],
-        [row[some].tolist() for row, some in zip(scores, kept, strict=True)],
-        *(np.asarray(x) for x in found),
-        1e-4,
-    )
-    assert not told, told
+        assert not difference_of_lists((items, scores), artefact.similar(item))
 
 
 def test_a_model_of_half_precision_computes_in_float32(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec.export import Artefact
+from jaxrec.export.golden import difference_of_lists
 from jaxrec.serving.engine import Answer, Engine, Lane, Query, Sizes
 from jaxrec.typing import UserError
 
@@ -86,8 +87,8 @@ def test_batches_of_all_sizes_answer_as_the_artefact_does(
     assert not compilations
     for n, query in enumerate(queries):
         found, scores = recommended(sasrec, query)
-        np.testing.assert_allclose(answers[n].scores, scores, atol=1e-5)
-        np.testing.assert_array_equal(answers[n].items, found)
+        answer = answers[n].items[None], answers[n].scores[None]
+        assert not difference_of_lists(answer, (found[None], scores[None]), 1e-5)
 
 
 def test_scores_and_neighbours_are_the_artefacts(engine: Engine, sasrec: Artefact) -> None:
@@ -99,9 +100,7 @@ def test_scores_and_neighbours_are_the_artefacts(engine: Engine, sasrec: Artefac
     assert answer.scores[2] == -np.inf
     near = Query("similar", items=items(7))
     found, scores = engine.run(engine.lane_of(near), [near, near])[1]
-    wanted_items, wanted_scores = sasrec.similar(items(7))
-    np.testing.assert_array_equal(found, wanted_items[0])
-    np.testing.assert_allclose(scores, wanted_scores[0], atol=1e-6)
+    assert not difference_of_lists((found[None], scores[None]), sasrec.similar(items(7)), 1e-6)
 
 
 def test_lists_that_make_room_for_others_are_made_again(engine: Engine) -> None:
@@ -130,8 +129,9 @@ def test_a_model_of_users_is_asked_by_user(factorization: Artefact) -> None:
     queries = [Query("recommend", user=user, exclude=items(4)) for user in (2, 5)]
     [lane] = {engine.lane_of(query) for query in queries}
     found = engine.run(lane, queries)
-    wanted, _ = factorization.recommend(users=items(2, 5), exclude=items(4, 4)[:, None])
-    np.testing.assert_array_equal([answer.items for answer in found], wanted)
+    wanted = factorization.recommend(users=items(2, 5), exclude=items(4, 4)[:, None])
+    answers = np.array([answer.items for answer in found]), np.array([x.scores for x in found])
+    assert not difference_of_lists(answers, wanted, 1e-5)
 
 
 @pytest.mark.parametrize(

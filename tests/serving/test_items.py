@@ -57,7 +57,8 @@ def test_an_artefact_replaced_on_disk_does_not_change_the_table(tmp_path: Path) 
     frame = pd.DataFrame({"id": ["a", "b"], "genre": ["x", None], "year": [1999, None]})
     frame.to_parquet(tmp_path / "items.parquet")
     ids = np.array(["", "a", "b"])
-    items = ItemTable.of(types.SimpleNamespace(path=tmp_path, item_ids=ids))  # type: ignore[arg-type]
+    artefact = types.SimpleNamespace(path=tmp_path, item_ids=ids, known_items=ids != "")
+    items = ItemTable.of(artefact)  # type: ignore[arg-type]
     assert items.columns == ("id", "genre", "year") and len(items) == 3
     frame["genre"] = ["other", "other"]
     frame.to_parquet(tmp_path / "new")

@@ -104,7 +104,7 @@ def test_events_are_stored_whole_or_refused(
     file.write_text("")
 
     async def work(service: Service) -> None:
-        good, bad = {"user": "u", "item": "i3"}, {"user": "u", "item": "i\0"}
+        good, bad = {"user": "u", "item": "i3"}, {"user": "u", "item": "i4", "type": "a\0"}
         with pytest.raises(Refusal, match="without NUL"):
             await service.add(EventsRequest.model_validate({"events": [good, bad]}))
         assert await service.state.history("u") == []
