@@ -110,7 +110,12 @@ class Together:
 
 
 for _whole in (False, True):
-    _chosen = tuple(o for o in OBJECTIVES.values() if o.whole_catalogue == _whole)
+    _chosen = tuple(
+        objective
+        for name, objective in OBJECTIVES.items()
+        # The tasks alone are beside a sampling objective as well.
+        if objective.whole_catalogue == _whole and name != "tasks alone"
+    )
     OBJECTIVES["all whole" if _whole else "all sampling"] = Together(objectives=_chosen)
 
 
