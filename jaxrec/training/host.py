@@ -121,8 +121,10 @@ class Slices:
         """
         found = {}
         for name, rows in self.rows.items():
-            given: Any = rows, np.int32(self.counts[name])  # they go to the device with the step
-            found[name] = Touched(*given, params[name]["table"].shape[0])
+            # They go to the device with the step.
+            ids: Any = rows
+            count: Any = np.int32(self.counts[name])
+            found[name] = Touched(ids, count, params[name]["table"].shape[0])
         return found
 
     def bound(self, params: Params) -> Params:

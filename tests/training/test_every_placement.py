@@ -83,7 +83,8 @@ class Together:
         return [objective.statistics(dataset) for objective in self.objectives]
 
     def draw(self, batch: Batch, statistics: Any, key: Any) -> Batch:
-        features, negatives = {}, [jnp.zeros((len(batch.positives), 0), jnp.int32)]
+        features: dict[str, Any] = {}
+        negatives = [jnp.zeros((len(batch.positives), 0), jnp.int32)]
         for number, (objective, mine) in enumerate(zip(self.objectives, statistics, strict=True)):
             drawn = objective.draw(batch, mine, nth(key, number))
             if drawn.negatives is not None:
@@ -98,7 +99,7 @@ class Together:
         for number, objective in enumerate(self.objectives):
             mine = {
                 name.partition("/")[2]: value
-                for name, value in batch.features.items()
+                for name, value in (batch.features or {}).items()
                 if name.startswith(f"{number}/")
             }
             inner = getattr(objective, "objective", None) or objective
@@ -131,7 +132,7 @@ def _dataset() -> Dataset:
         }
     )
     items = pd.DataFrame({"item_id": np.arange(301), "genres": list("abc" * 100 + "a")})
-    columns = {"time_column": "time", "label_column": "rating"}
+    columns: dict[str, Any] = {"time_column": "time", "label_column": "rating"}
     return build(log, items=items, split="leave_last_out", **columns)
 
 
@@ -170,7 +171,8 @@ def _dense(kind: Any) -> Any:
 def _as_dense(objective: Any) -> Any:
     """The same objective, whose step takes whole tables."""
     fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
-    return _dense(type(objective))(**fields)
+    kind: Any = type(objective)
+    return _dense(kind)(**fields)
 
 
 def _trained(objective: Any, placement: str, accumulate: int) -> tuple[Params, list[float]]:
@@ -192,7 +194,7 @@ def _trained(objective: Any, placement: str, accumulate: int) -> tuple[Params, l
             split["items"] = "row"  # the planner refuses columns of it
         devices = MeshConfig(model=2, data=1).build()
         # With room for all rows there is one way to exchange them, which compiles in half the time.
-        axes = {"axes": ("data", "model"), "table_axis": "model"}
+        axes: dict[str, Any] = {"axes": ("data", "model"), "table_axis": "model"}
         layout = Layout(**axes, placements=split, slack=99.0)
         where: dict[str, Any] = {"mesh": devices, "layout": layout}
         state = _placed(initial, devices, layout)
