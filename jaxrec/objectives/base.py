@@ -77,7 +77,7 @@ class Objective(Protocol):
         ...
 
     def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
-        """Returns the batch with whatever is random or depends on original ids filled in."""
+        """Returns the batch with whatever is random or looked up in statistics filled in."""
         ...
 
     def loss(

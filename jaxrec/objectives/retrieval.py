@@ -118,9 +118,7 @@ class InBatchSoftmax:
     def draw(self, batch: Batch, statistics: Any, key: Key) -> Batch:
         # Padding has log q = -inf, and inf - inf is no number.
         log_q = jnp.maximum(statistics["log_q"][batch.positives], -1e4)
-        # Ids as well: by the time of the loss the batch's own are positions in a slice.
-        drawn = {"log_q": log_q, "ids": batch.positives}
-        return batch.replace(features=features_of(batch) | drawn)
+        return batch.replace(features=features_of(batch) | {"log_q": log_q})
 
     def loss(
         self, model: Retriever, batch: Batch, key: Key | None, replica: Replica = ALONE
@@ -131,7 +129,7 @@ class InBatchSoftmax:
         values = losses.in_batch_softmax(
             users.reshape(-1, users.shape[-1]),
             replica.gather(items),
-            replica.gather(drawn["ids"].reshape(-1)),
+            replica.gather(batch.positives.reshape(-1)),
             first=replica.first(rows),
             log_q=replica.gather(drawn["log_q"].reshape(-1)) if self.logq else 0.0,
             where=replica.gather(weights_of(batch).reshape(-1) > 0),

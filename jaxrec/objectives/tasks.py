@@ -225,7 +225,6 @@ class MultiTask:
         drawn: Batch = batch
         if self.objective is not None:
             drawn = self.objective.draw(batch, statistics["objective"], key)
-        # By original ids, which the batch's own no longer are when the loss is computed.
         told = {
             _feature(head): targets[batch.positives]
             for head, targets in statistics["targets"].items()

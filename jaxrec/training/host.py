@@ -114,11 +114,18 @@ class Slices:
         return taken
 
     def touched(self, params: Params) -> dict[str, Touched]:
-        """Returns the rows as a step takes them; those of a table of another size do not matter."""
-        return {
-            name: Touched(rows, np.int32(self.counts[name]), params[name]["table"].shape[0])
-            for name, rows in self.rows.items()
-        }
+        """Returns the rows as a step takes them.
+
+        Args:
+          params: with the whole tables.
+        """
+        found = {}
+        for name, rows in self.rows.items():
+            # They go to the device with the step.
+            ids: Any = rows
+            count: Any = np.int32(self.counts[name])
+            found[name] = Touched(ids, count, params[name]["table"].shape[0])
+        return found
 
     def bound(self, params: Params) -> Params:
         """Returns parameters for a model to be bound to: host tables find their rows by id."""

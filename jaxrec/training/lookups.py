@@ -32,17 +32,18 @@ class SomeRows:
       num_rows: rows of the whole table.
     """
 
-    ids: jax.Array
-    values: jax.Array
+    ids: Array
+    values: Array
     num_rows: int = dataclasses.field(metadata={"static": True})
     name: str = dataclasses.field(metadata={"static": True})
 
     def rows(self, ids: Array) -> jax.Array:
         """Returns vectors of shape ids.shape + (D,); NaN for an id that is not among the rows."""
         wanted = jnp.asarray(ids).astype(jnp.int32)
-        place = jnp.minimum(renumber(wanted, self.ids), len(self.ids) - 1)
-        known = (self.ids[place] == wanted) & (wanted < self.num_rows)
-        return look_up(self.values, jnp.where(known, place, -1))
+        here = jnp.asarray(self.ids)
+        place = jnp.minimum(renumber(wanted, here), len(here) - 1)
+        known = (here[place] == wanted) & (wanted < self.num_rows)
+        return look_up(jnp.asarray(self.values), jnp.where(known, place, -1))
 
     def whole(self) -> jax.Array:
         """Refuses: all rows are not here."""

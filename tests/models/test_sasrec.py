@@ -1,4 +1,4 @@
-"""SASRec against a forward pass in NumPy, and the ways of calling it that must agree."""
+"""SASRec against a forward pass in NumPy; tests/testing checks how its calls agree."""
 
 import dataclasses
 from typing import Any
@@ -117,52 +117,6 @@ def test_every_position_is_that_of_a_forward_pass_in_numpy(block: Any, positions
         items = history[history > 0]
         expected = forward(config, params, items)
         np.testing.assert_allclose(row[-len(items) :], expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_calls_that_must_agree_agree(block: Any) -> None:
-    model, params = build(dataclasses.replace(CONFIG, block=block))
-    every = users(model, params, Batch(history=HISTORY, positives=HISTORY))
-    last = users(model, params, Batch(history=HISTORY))
-    np.testing.assert_allclose(last, every[:, -1], rtol=1e-5, atol=1e-6)
-    one_target = users(model, params, Batch(history=HISTORY, positives=HISTORY[:, 0]))
-    np.testing.assert_array_equal(one_target, last)
-    compiled = jax.jit(lambda p, b: model.apply(p, b, method="user_vectors"))
-    jitted = np.asarray(compiled(params, Batch(history=HISTORY)))
-    np.testing.assert_allclose(jitted, last, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("block", BLOCKS)
-def test_packed_rows_give_the_vectors_of_one_row_a_user(block: Any, positions: Any) -> None:
-    model, params = build(dataclasses.replace(CONFIG, block=block, positions=positions))
-    alone = users(model, params, Batch(history=HISTORY, positives=HISTORY))
-    packed = np.array([[3, 7, 1, 9, 6, 5, 4, 4, 20, 2, 1, 0, 0]], np.int32)
-    segments = np.array([[1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 0, 0]], np.int32)
-    batch = Batch(history=packed, positives=packed, segments=segments)
-    out = users(model, params, batch)[0]
-    np.testing.assert_allclose(out[:4], alone[0, 2:], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(out[4], alone[2, -1], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(out[5:11], alone[1], rtol=1e-4, atol=1e-5)
-
-
-def test_more_padding_changes_nothing() -> None:
-    model, params = build(CONFIG)
-    wider = np.pad(HISTORY, ((0, 0), (5, 0)))
-    np.testing.assert_allclose(
-        users(model, params, Batch(history=wider)),
-        users(model, params, Batch(history=HISTORY)),
-        rtol=1e-5,
-        atol=1e-6,
-    )
-
-
-def test_an_empty_history_gives_finite_vectors() -> None:
-    for block in BLOCKS:
-        changes: dict[str, Any] = {"block": block}
-        model, params = build(dataclasses.replace(CONFIG, **changes))
-        out = users(model, params, Batch(history=np.zeros((2, 6), np.int32)))
-        assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import primitives
@@ -57,7 +58,7 @@ def test_every_stream_is_used() -> None:
 
 
 def test_a_key_of_rows_stays_one() -> None:
-    rows = RowKey(root(3), np.int32(5))
+    rows = RowKey(root(3), jnp.int32(5))
     assert stream(rows, Stream.DRAW).first == 5
     assert nth(rows, 2).key == nth(root(3), 2)
     assert nth(rows, 2).key != stream(rows, Stream.DRAW).key
@@ -116,7 +117,7 @@ class Beside:
         batch = distilled._augmented(batch, RowKey.of(key))
         rows = stream(RowKey.of(key), Stream.CANDIDATES)
         drawn = self.objective.draw(batch, statistics, key)
-        candidates = sample_uniform(rows, (*batch.positives.shape, 2), np.int32(9))
+        candidates = sample_uniform(rows, (*batch.positives.shape, 2), jnp.int32(9))
         return drawn.replace(candidates=candidates)
 
     def loss(self, model: Any, batch: Batch, key: Any, replica: Any) -> Any:

@@ -127,12 +127,14 @@ class Recurrent(nnx.Module):
         history = jnp.asarray(batch.history)
         segments = history > 0 if batch.segments is None else batch.segments
         x = self.inner(self.items(history))
-        if self.fault != "padding":
+        if self.fault == "padding":
+            segments = jnp.ones_like(history) if batch.segments is None else segments
+        else:
             x = jnp.where((history > 0)[..., None], x, 0)
         if self.fault == "rows":
             x = x - x.mean(axis=0, keepdims=True)
         if self.fault == "future":
-            x = x + jnp.roll(x, -1, axis=1)
+            x = x + jnp.pad(x[:, 1:], [(0, 0), (0, 1), (0, 0)])
         if self.fault == "draws":
             x = x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
         order = jnp.arange(history.shape[1])
