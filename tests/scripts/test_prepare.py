@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,17 @@ TIMED = "--time_column=timestamp"
 REAL = ROOT.parent / "shared" / "data" / "ml-100k"
 
 
-def start(*flags: str, limit: Callable[[], object] | None = None) -> subprocess.Popen[str]:
+STARTER: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _starter(scripts: Any) -> None:
+    STARTER["scripts"] = scripts
+
+
+def start(*flags: str, limit: Callable[[], object] | None = None) -> Any:
+    if limit is None:
+        return STARTER["scripts"].start("prepare", *flags)
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / "prepare.py"), *flags],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
