@@ -165,7 +165,7 @@ def hostile(directory: Path) -> list[tuple[Any, dict[str, Any]]]:
     (directory / "x y?.csv.GZ").write_bytes(gzip.compress(text.encode("utf-16")))
     lines = frame.to_csv(index=False, header=False, sep="\t").replace("\t", "::")
     (directory / "a.dat").write_text(lines, encoding="latin-1")
-    names = ",".join(frame)
+    names = ",".join(map(str, frame))
     return [
         (directory / "when=1", {"user_column": "us.er`"}),
         (directory / "bytes.parquet", {}),

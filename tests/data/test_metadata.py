@@ -127,9 +127,11 @@ def content_of() -> Callable[[Any], np.ndarray]:
 def test_an_item_without_a_vector_gets_zeros_and_integers_are_numbers(
     content: Callable[[Any], np.ndarray],
 ) -> None:
-    for nothing in (None, [], np.nan):
+    nothings: list[Any] = [None, [], np.nan]
+    for nothing in nothings:
         rows = content([[3.0, 4.0], nothing, [0, 2], np.array([1, 0], np.int8)])
-        np.testing.assert_allclose(rows[1:], [[0.6, 0.8], [0, 0], [0, 1], [1, 0]], rtol=1e-6)
+        expected = np.array([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+        np.testing.assert_allclose(rows[1:], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -156,14 +158,15 @@ def test_vectors_in_text_files_are_vectors(tmp_path: Path) -> None:
     data = with_items(tmp_path, "item_id,vector\n" + rows)
     write_content(data, tmp_path / "content", ["vector"])
     matrix = np.load(tmp_path / "content" / "content.npy")
-    np.testing.assert_allclose(matrix[1:], [[0.6, 0.8], [0, 1], [0, 0], [0, 0]], rtol=1e-6)
+    expected = np.array([[0.6, 0.8], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_allclose(matrix[1:], expected, rtol=1e-6)
     names = "item_id:token\ttitle:token_seq\tv:float_seq\tw:float\n"
     atomic = with_items(
         tmp_path, names + "1\tToy Story\t3.0 4.0\t7\n2\t8\t\t\n", "x.item", overwrite=True
     )
     assert cells(atomic, "title")[:2] == ["Toy Story", "8"]
     assert cells(atomic, "w")[:2] == [7.0, None]
-    np.testing.assert_allclose(content_matrix(atomic, ["v"])[1:3], [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(content_matrix(atomic, ["v"])[1:3], expected[[0, 2]], rtol=1e-6)
 
 
 def test_names_that_are_taken_or_there_twice_are_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_every_unit_since_1970_becomes_nanoseconds(
     whole = [SECOND * factor, (SECOND + 5) * factor]
     expected = [SECOND * NS, (SECOND + 5) * NS]
     for kind in ("int64", "str", "float64", "uint64"):
-        frame = log(pd.Series(whole).astype(kind))  # type: ignore[call-overload]
+        frame = log(pd.Series(whole).astype(kind))
         if engine == "frame":
             data = build(frame, time_column="t")
         else:
