@@ -128,7 +128,10 @@ def _rules(recipe: Recipe, num_items: int) -> dict[str, Rule]:
     """Returns, by name, functions from events to a mask of those that are left."""
     rules: dict[str, Rule] = {}
     if recipe.time_column is not None:
-        rules["exact duplicates"] = _without_duplicates
+        # The one that `keep` would choose: then events that are appended find what they would have
+        # found had all come at once.
+        last = recipe.keep == "last"
+        rules["exact duplicates"] = lambda chunk: _without_duplicates(chunk, last=last)
     if recipe.keep != "all":
         rules[f"repeated events (keep={recipe.keep})"] = lambda chunk: _one_of_a_pair(
             chunk, num_items, last=recipe.keep == "last"
@@ -144,15 +147,15 @@ def _everything(chunk: Chunk) -> np.ndarray:
     return np.ones(len(chunk["user"]), bool)
 
 
-def _without_duplicates(chunk: Chunk) -> np.ndarray:
-    """Keeps the first of equal events; they lie in one run of equal user and time."""
+def _without_duplicates(chunk: Chunk, *, last: bool) -> np.ndarray:
+    """Keeps the first or last of equal events; they lie in one run of equal user and time."""
     users, times = chunk["user"], chunk["time"]
     tied = np.zeros(len(users) + 1, bool)
     tied[1:-1] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     left = np.ones(len(users), bool)
     where = np.flatnonzero(tied[1:] | tied[:-1])
-    same = pd.DataFrame({name: values[where] for name, values in chunk.items()}).duplicated()
-    left[where] = ~same.to_numpy()
+    equal = pd.DataFrame({name: values[where] for name, values in chunk.items()})
+    left[where] = ~equal.duplicated(keep="last" if last else "first").to_numpy()
     return left
 
 
