@@ -5,7 +5,7 @@
 
 Expected on the log in the preparation of S3-Rec, leave-last-out, seen items masked: test ndcg@10
 0.0582, recall@10 0.0945 (three seeds: 0.0583, 0.0581, 0.0582; validation 0.0735, 0.0721, 0.0737),
-in 6 minutes on 2 CPU cores (21 ms a step).
+in 6 minutes on 2 CPU cores.
 
 What carries it, chosen on validation: rows packed with whole histories and a target at every
 position (a tenth of the work of one prefix an example), rotary positions, which make a prefix look

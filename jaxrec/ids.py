@@ -61,7 +61,7 @@ def id_text(value: object) -> str | None:
 
 def _of_text(text: str) -> str | None:
     text = text.strip()
-    if "\0" in text or not _is_unicode(text):
+    if "\0" in text or not is_unicode(text):
         raise UserError(f"the id {text[:80]!r} holds a NUL or half a character. Correct it.")
     match = _WHOLE_WITH_FRACTION.fullmatch(text)
     if match and _ZERO_OR_NO_LEADING_ZERO.fullmatch(match[1]):
@@ -83,8 +83,8 @@ def _of_float(number: float, value: object) -> str | None:
     return str(value)
 
 
-def _is_unicode(text: str) -> bool:
-    """Half a surrogate pair is a `str` of Python's, and no text that can be stored."""
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: half a surrogate pair is a `str` of Python's, and cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -12,6 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Protocol
 
+from jaxrec.ids import is_unicode
 from jaxrec.typing import UserError
 
 
@@ -41,7 +42,7 @@ class Event:
     def __post_init__(self) -> None:
         for name in ("user", "item", "type"):
             text = getattr(self, name)
-            if not text or "\0" in text or not _is_unicode(text):
+            if not text or "\0" in text or not is_unicode(text):
                 raise UserError(
                     f"an event's {name} is a text of one character or more, without NUL; "
                     f"got {text!r}."
@@ -173,12 +174,3 @@ class MemoryState:
 
     async def close(self) -> None:
         pass
-
-
-def _is_unicode(text: str) -> bool:
-    """Half a surrogate pair is a `str` of Python's, and no text that can be stored."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
