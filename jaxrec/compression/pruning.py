@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrec.data.dataset import Dataset
 from jaxrec.models.axes import Axes, Axis
-from jaxrec.ops.keys import Stream, nth, root
+from jaxrec.ops.keys import Stream, nth, root, stream
 from jaxrec.paths import flatten, nest
 from jaxrec.training import Experiment, ExperimentConfig, TrainState, load_trained, train
 from jaxrec.typing import Params, UserError
@@ -181,7 +181,7 @@ def _gradients(experiment: Experiment, params: Params, batches: int) -> Iterator
     """Gives the gradient of the loss, without dropout, on each of the first batches."""
     config, model = experiment.config, experiment.model
     objective, seed = config.objective, config.training.seed
-    stream = config.data.batches(experiment.dataset, config.training.batch_size, seed)
+    shown = config.data.batches(experiment.dataset, config.training.batch_size, seed)
     statistics = objective.statistics(experiment.dataset)
 
     @jax.jit
@@ -196,7 +196,7 @@ def _gradients(experiment: Experiment, params: Params, batches: int) -> Iterator
 
     for step in range(batches):
         key = nth(stream(root(seed), Stream.PRUNING), step)
-        yield gradient(params, stream.batch(step), statistics, key)
+        yield gradient(params, shown.batch(step), statistics, key)
 
 
 def start_from(params: Params) -> Callable[[TrainState], TrainState]:

@@ -95,7 +95,9 @@ class Embedding(nnx.Module):
                 "model's config, or let training fill it in from the dataset."
             )
         drawn = std * jax.random.normal(rngs.params(), (num_rows + 1, dim))
-        self.table = Table(drawn.at[0].set(0))
+        # Not by an index: a table may have more rows than an int32 counts.
+        padding = jnp.zeros((1, dim), drawn.dtype)
+        self.table = Table(jax.lax.dynamic_update_slice(drawn, padding, (0, 0)))
 
     def __call__(self, ids: Array | None = None) -> jax.Array:
         """Returns vectors of shape ids.shape + (dim,), or the whole table without ids.

@@ -101,9 +101,10 @@ def together() -> Iterator[None]:
 
 def another_has_gone(error: Exception) -> bool:
     """Returns whether an error, of a computation or a checkpoint, means a missing process."""
-    words = r"barrier|heartbeat|coordination service"
+    # An exchange that broke is found by whoever waits for it first, a checkpoint included.
+    words = r"barrier|heartbeat|coordination service|gloo|connection (reset|closed)"
     if isinstance(error, jax.errors.JaxRuntimeError):
-        words += r"|gloo|nccl|connection|peer"
+        words += r"|nccl|connection|peer"
     return jax.process_count() > 1 and re.search(words, str(error).lower()) is not None
 
 

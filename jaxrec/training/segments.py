@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.functional import Functional
+from jaxrec.optim import table_of
 from jaxrec.training.lookups import SomeRows, with_tables
 from jaxrec.typing import Batch, Params, UserError
 
@@ -23,9 +24,8 @@ def check_segments(model: Functional) -> None:
       UserError: says what the model does not look at.
     """
     shapes = model.shapes
-    rows = min(
-        (leaf["table"].shape[0] for leaf in shapes.values() if _has_table(leaf)), default=_ITEMS
-    )
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    rows = min((x.shape[0] for path, x in leaves if x.ndim and table_of(path)), default=_ITEMS)
     first, second, changed = ([1, 2, 3], [4, 5, 6], [3, 1, 4])
     history = [first + second, changed + second, first + changed]
     ids = 1 + np.array(history, np.int32) % max(1, min(rows, _ITEMS) - 1)
@@ -47,10 +47,6 @@ def check_segments(model: Functional) -> None:
             "look at batch.segments, or set config.data.targets='last' or 'all'. "
             "jaxrec.testing.check_model(config.model) says more."
         )
-
-
-def _has_table(leaf: Any) -> bool:
-    return isinstance(leaf, dict) and "table" in leaf
 
 
 def _made_up(shapes: Params) -> Params:

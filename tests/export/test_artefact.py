@@ -141,7 +141,7 @@ def test_what_is_not_an_artefact_of_this_version_is_refused(copy: Path, tmp_path
         with pytest.raises(UserError, match="is no artefact.*Make one with scripts/export.py"):
             load_artefact(path)
     rewrite_manifest(copy, format=9, jaxrec="9.0")
-    with pytest.raises(UserError, match=r"format 9, by jaxrec 9.0; this version reads format 2"):
+    with pytest.raises(UserError, match=r"format 9, by jaxrec 9.0; this version reads format 3"):
         load_artefact(copy)
     rewrite_manifest(copy, format=2, kind="dataset")
     with pytest.raises(UserError, match="manifest.json is of something else"):

@@ -22,6 +22,7 @@ from jaxrec.finetuning import (
 from jaxrec.functional import functional_of
 from jaxrec.models import matrix_factorization, sasrec
 from jaxrec.objectives import BCE, BPR, FullSoftmax
+from jaxrec.ops.keys import Stream, root, stream
 from jaxrec.optim import OptimizerConfig
 from jaxrec.paths import flatten, nest, unite
 from jaxrec.training import (
@@ -280,7 +281,7 @@ def test_an_adapted_model_goes_through_the_loop(dataset: Dataset, tmp_path: Path
     experiment, params, _ = load_trained(tmp_path, dataset)
     assert experiment.config.model.model.num_items == 40
     assert experiment.evaluate(params, "test").metrics["ndcg@10"] == result["test"]["ndcg@10"]
-    fresh = functional_of(experiment.config.model).init(jax.random.key(0))
+    fresh = functional_of(experiment.config.model).init(stream(root(0), Stream.INITIAL))
     first, last = flatten(fresh), flatten(params)
     assert not np.array_equal(first[f"{KERNEL}_lora_out"], last[f"{KERNEL}_lora_out"])
     np.testing.assert_array_equal(first[KERNEL], last[KERNEL])

@@ -514,7 +514,7 @@ def test_keys_scopes_and_rates(start: Any, exported: Any, tmp_path: Path) -> Non
         until(lambda: ask(reader).status_code == 401)
         assert ask(shop).status_code == 200
         routes = set(client.get("/openapi.json").json()["paths"])
-        assert set(ROUTES) <= routes
+        assert {route.split()[-1] for route in ROUTES} <= routes
         assert serving.stop() == 0
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     logged = {(line["route"], line["status"]) for line in lines}
