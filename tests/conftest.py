@@ -4,6 +4,7 @@ Everywhere: eight emulated devices, so that meshes are tested without hardware; 
 broadcasting between ranks, which hides mistakes; warnings that the package raises are errors.
 """
 
+import contextlib
 import os
 
 # Devices are counted when a backend starts, and a plugin may start one at import.
@@ -25,8 +26,7 @@ import pytest
 from jaxrec.data.dataset import Dataset, Manifest
 
 # Code of our own alone: no implicit mixing of dtypes. Optax's Adam mixes float and int in its bias
-# correction, so training as a whole cannot be held to it. These tests compile many tiny programs,
-# so the compiler does not optimise them.
+# correction, so training as a whole cannot be held to it.
 _PURE = ("layers", "losses", "metrics", "models", "objectives", "ops", "optim", "sampling")
 _STEPS = (
     *("test_every_placement.py", "test_host.py", "test_lookups.py", "test_sharded_step.py"),
@@ -46,6 +46,18 @@ _MAY_SKIP = (
     "redis-server is not installed",
     "packages cannot be had here",
 )
+
+
+@pytest.hookimpl(tryfirst=True)  # before cases that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    seen: dict[str, int] = {}
+    for item in items:
+        grid = item.get_closest_marker("grid")
+        if grid is not None:
+            test = item.nodeid.partition("[")[0]
+            seen[test] = seen.get(test, 0) + 1
+            if seen[test] > grid.kwargs.get("quick", 1):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)
@@ -79,21 +91,24 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _kept_compilations(compiled: Path) -> None:
-    """Compiles a program once a session, however many functions and files make the same one."""
+    """Compiles a program once a session, however many functions and files make the same one.
+
+    Tests run many tiny programs once or twice, so the compiler does not optimise them, but for those
+    of benchmarks. `JAX_DISABLE_MOST_OPTIMIZATIONS` of scripts does the same.
+    """
     jax.config.update("jax_compilation_cache_dir", str(compiled))
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(autouse=True)
 def _switches(request: pytest.FixtureRequest) -> Iterator[None]:
     area = request.path.relative_to(Path(__file__).parent).parts[0]
-    if area in _PURE or request.path.name in _STEPS:
-        jax.config.update("jax_disable_most_optimizations", True)
-        with jax.numpy_dtype_promotion("strict"):
-            yield
-        jax.config.update("jax_disable_most_optimizations", False)
-    else:
+    strict = area in _PURE or request.path.name in _STEPS
+    jax.config.update("jax_disable_most_optimizations", area != "benchmarks")
+    with jax.numpy_dtype_promotion("strict") if strict else contextlib.nullcontext():
         yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _dataset_of(

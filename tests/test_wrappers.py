@@ -178,6 +178,7 @@ def plain_objectives() -> dict[str, Any]:
 PLAIN = plain_objectives()
 
 
+@pytest.mark.grid(quick=8)
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("inner", [None, *OBJECTIVES], ids=lambda k: getattr(k, "__name__", "-"))
 @pytest.mark.parametrize("outer", OBJECTIVES, ids=lambda kind: kind.__name__)

@@ -89,6 +89,7 @@ def compiled_step(where: MeshConfig, *, whole: bool) -> tuple[Any, int]:
     return step.lower(state, batch, statistics).compile(), size
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("tables", "data", "model", "whole"),
     [

@@ -107,6 +107,7 @@ def expanded(params: Params, shapes: Params) -> Params:
     return tree
 
 
+@pytest.mark.grid(quick=6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_scores_as_a_model_of_the_decoded_floats(dataset: Dataset, name: str, kind: str) -> None:
@@ -208,6 +209,7 @@ def test_bfloat16_tables_are_quantised_from_what_they_hold(dataset: Dataset) -> 
     )
 
 
+@pytest.mark.grid(quick=4)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("name", MODELS)
 def test_training_sees_exactly_the_numbers_of_the_quantised_model(
@@ -233,6 +235,7 @@ def test_training_sees_exactly_the_numbers_of_the_quantised_model(
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [FullSoftmax(), SampledSoftmax(num_negatives=2)])
 def test_aware_training_updates_the_rows_of_a_batch_by_the_gradient_of_the_rounded(
     dataset: Dataset, objective: Any

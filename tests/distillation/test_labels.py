@@ -79,6 +79,7 @@ def test_a_teacher_that_knows_users_has_labels_for_first_events_too(
         np.testing.assert_array_equal(items, np.broadcast_to(best[user - 1], items.shape))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("data", [LAST, SequenceData(max_len=8)], ids=["last", "packed"])
 def test_labels_from_files_teach_what_the_teacher_itself_does(
     data: SequenceData, dataset: Dataset, teacher: Path, written: Path
@@ -125,6 +126,7 @@ def test_batches_with_labels_are_the_same_batches_and_parts_equal_the_whole(
             assert (values[~whole.where] == 0).all()
 
 
+@pytest.mark.slow
 def test_any_teacher_teaches_any_student(
     dataset: Dataset,
     written: Path,

@@ -149,6 +149,7 @@ def test_divergence_over_the_catalogue_against_numpy(dataset: Dataset, factors: 
     assert weight == weights.sum()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("data", "candidates"), [(PACKED, (10, 7)), (LAST, (10, 7)), (PACKED, (0, 0))]
 )
@@ -190,6 +191,7 @@ def test_without_weight_it_is_the_plain_objective_to_the_bit(
     )
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("plain", [SampledSoftmax(num_negatives=4), InBatchSoftmax()])
 def test_without_weight_negatives_too_are_those_of_the_plain_objective(
     plain: Any, dataset: Dataset, factors: Path
@@ -264,6 +266,7 @@ CASES = [
 ]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("name", "data", "model", "mesh"), CASES)
 def test_eight_devices_give_what_one_gives(
     name: str, data: Any, model: Any, mesh: MeshConfig, dataset: Dataset, teacher: Path
@@ -295,6 +298,7 @@ def test_touched_rows_give_what_the_dense_step_gives(dataset: Dataset, factors: 
     np.testing.assert_allclose(losses, others, rtol=1e-6)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("plain", "top_k", "num_samples"),
     [(SampledSoftmax(num_negatives=4), 4, 2), (FullSoftmax(), 0, 0)],
@@ -311,6 +315,7 @@ def test_parts_of_a_batch_give_the_whole(
     np.testing.assert_allclose(losses, others, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_tables_on_the_host_learn_the_same(dataset: Dataset, teacher: Path) -> None:
     objective = Distillation(teacher=str(teacher), top_k=4, **OBJECTIVES["sampled"])
     wanted, _ = run(dataset, objective)

@@ -82,6 +82,7 @@ def test_what_is_left_out_is_replaced_by_what_comes_next(vectors: np.ndarray) ->
     assert np.all(items[5] == 0) and np.all(scores[5] == -np.inf)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["sasrec", "mf"])
 def test_an_artefact_searches_as_it_recommends(
     name: str, exported: Callable[[str], Any], dataset: Dataset, tmp_path: Path

@@ -58,6 +58,7 @@ def rewrite_manifest(path: Path, **changes: Any) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.grid(quick=2)
 @pytest.mark.parametrize("runtime", ["jax", "onnx"])
 @pytest.mark.parametrize("name", ["sasrec", "mf", "pq"])
 def test_the_scripts_of_the_readme_need_no_jaxrec_or_even_no_jax(
@@ -89,6 +90,7 @@ def test_the_scripts_of_the_readme_need_no_jaxrec_or_even_no_jax(
     assert not difference_of_lists((found, values), (items, scores), 1e-5)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["sasrec", "mf"])
 def test_the_same_parameters_make_the_same_bytes_on_any_mesh(
     name: str, exported: Callable[[str], Any], dataset: Dataset, tmp_path: Path

@@ -38,6 +38,7 @@ def shown_to(artefact: Any, dataset: Dataset, rows: int, columns: int) -> dict[s
     return {"history": requests.padded_history(columns, np.arange(rows))}
 
 
+@pytest.mark.grid(quick=4)
 @pytest.mark.parametrize("name", ALL)
 def test_every_model_gives_what_its_other_programs_give(
     name: str, exported: Callable[[str], Any], dataset: Dataset

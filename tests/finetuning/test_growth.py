@@ -78,6 +78,7 @@ def vectors(
     return np.array(found), np.array(experiment.user_vectors(params, batch))
 
 
+@pytest.mark.grid(quick=4)
 @pytest.mark.parametrize("catalogue", CATALOGUES)
 @pytest.mark.parametrize("name", ["tied", "untied", "pairs"])
 def test_scores_of_old_items_and_users_are_unchanged_to_the_bit(
@@ -156,6 +157,7 @@ def test_slots_move_past_a_clip_and_stay_away_when_told_or_of_another_kind(
             np.testing.assert_array_equal(values, fresh[path])
 
 
+@pytest.mark.slow
 def test_parameters_start_from_the_average_of_a_source_that_has_one(
     grown: Any, source_of: Any, catalogue_of: Any
 ) -> None:
@@ -184,6 +186,7 @@ def test_bfloat16_tables_take_float32_rows_and_keep_float32_slots(grown: Any) ->
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [

@@ -18,6 +18,7 @@ from jaxrec.training import Experiment, load_trained, save_trained, train
 TRUNK = sasrec.Config(max_len=6, dim=8, num_blocks=1, num_heads=1, hidden=8)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("id_vectors", [True, False])
 def test_content_is_that_of_the_new_catalogue(
     id_vectors: bool,

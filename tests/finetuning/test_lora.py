@@ -144,6 +144,7 @@ def dataset(random_dataset: Callable[..., Dataset]) -> Dataset:
 ADAM = OptimizerConfig(learning_rate=0.01)
 
 
+@pytest.mark.grid(quick=2)
 @pytest.mark.parametrize("objective", [FullSoftmax(), BCE(num_negatives=2)], ids=["full", "bce"])
 @pytest.mark.parametrize("on", [("*/kernel",), ("items/table",)], ids=["kernels", "table"])
 def test_training_moves_adapters_alone(

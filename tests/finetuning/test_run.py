@@ -164,6 +164,7 @@ def test_a_model_that_became_worse_is_refused_unless_told(
     assert result["comparison"]["is_worse"]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_written_whole_from_whatever_mesh(
     source_of: Any, catalogue_of: Any, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_every_item_table_has_content_and_no_other(dataset: Dataset, content: st
 OBJECTIVES: dict[str, Any] = {"sampled": SampledSoftmax(num_negatives=4), "full": FullSoftmax()}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("model", "name", "id_vectors"),
     [
@@ -170,6 +171,7 @@ def test_touched_rows_give_what_the_dense_step_gives(dataset: Dataset, content: 
     chex.assert_trees_all_close(touched.params, dense.params, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("id_vectors", [True, False])
 def test_a_run_with_tables_on_the_host_is_that_with_tables_on_the_device(
     id_vectors: bool, dataset: Dataset, content: str, tmp_path: Path

@@ -29,6 +29,7 @@ def unpacked(batch: Batch) -> Batch:
     return Batch(history=history, positives=positives, where=history > 0)
 
 
+@pytest.mark.grid(quick=2)
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 @pytest.mark.parametrize("row_len", [0, 25])
 def test_packed_rows_have_the_loss_and_gradients_of_their_windows(

@@ -120,6 +120,7 @@ def test_the_loss_is_the_sum_of_its_parts(dataset: Dataset) -> None:
     np.testing.assert_allclose(parts[1], expected, rtol=1e-4)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("objective", [None, BCE(num_negatives=1)], ids=["alone", "with bce"])
 def test_touched_rows_give_what_the_dense_step_gives(
     objective: Any, random_dataset: Callable[..., Dataset]

@@ -124,6 +124,7 @@ class Beside:
         return self.objective.loss(model, batch, key, replica)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "objective",
     [InBatchSoftmax(), Beside(objective=BCE()), Beside(objective=SampledSoftmax(num_negatives=3))],

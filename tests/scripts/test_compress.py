@@ -19,6 +19,7 @@ def contents(directory: Path) -> dict[str, str]:
 PRUNED = {"prune blocks", "prune blocks, int8", "prune all", "prune all, int8"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("methods", "names"),
     [

@@ -55,6 +55,7 @@ def test_a_new_day_is_appended_once_and_trained_on(
     assert "SASRec" in measured
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_on_the_source_and_written_alone(
     scripts: Any, first_day: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

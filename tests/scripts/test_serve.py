@@ -42,6 +42,7 @@ def serving(scripts: Any, *flags: object) -> Iterator[tuple[subprocess.Popen[str
             process.kill()
 
 
+@pytest.mark.slow
 def test_a_server_whose_output_nobody_reads_serves_and_ends(
     scripts: Any, artefact: Path, programs: str
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_server_whose_output_nobody_reads_serves_and_ends(
         assert process.stderr.read() == ""
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_is_exported_served_and_ended(
     scripts: Any, artefact: Path, data: Path, programs: str, tmp_path: Path, number: int

@@ -79,6 +79,7 @@ def test_every_model_has_the_properties(name: str) -> None:
     assert checked.skipped == []
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("changes", KINDS, ids=lambda changes: next(iter(changes.values())))
 def test_every_kind_of_block_has_the_properties(changes: dict[str, Any]) -> None:
     with jax.numpy_dtype_promotion("standard"):

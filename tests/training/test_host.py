@@ -33,6 +33,7 @@ OPTIMIZERS = {
 BOTH, ONE = ("items", "outputs"), ("outputs",)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "tables"),
     [
@@ -84,6 +85,7 @@ def test_more_rows_than_the_capacity_are_an_error(random_dataset: Callable[..., 
         step(state, batch, objective.statistics(dataset))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["bpr", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sampled", "ratings"))]
 )

@@ -255,6 +255,7 @@ def _prepared(config: ExperimentConfig, dataset: Dataset) -> tuple[Any, Any, Any
     return step, state, statistics, [jax.device_put(batches.batch(i)) for i in range(5)]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["full", "sampled"])
 def test_a_step_donates_its_state_and_talks_to_no_host(
     config_of: ConfigOf, dataset: Dataset, name: str

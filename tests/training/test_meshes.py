@@ -27,6 +27,7 @@ def unpadded(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda x, y: x[: len(y)], tree, like)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "meshes"),
     [
@@ -65,6 +66,7 @@ def test_parameters_on_a_mesh_are_measured_as_on_one_device(
             assert experiment.evaluate(loaded, split).metrics == pytest.approx(result[split])
 
 
+@pytest.mark.slow
 def test_bfloat16_tables_train_and_come_back_as_such(
     config_of: ConfigOf, dataset: Dataset, tmp_path: Path
 ) -> None:

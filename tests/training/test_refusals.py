@@ -107,6 +107,7 @@ def test_a_log_cut_short_by_a_kill_is_mended(
     assert log.read_bytes() == whole
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("part", ["state", "meta"])
 def test_a_truncated_checkpoint_is_named_and_removing_it_falls_back(
     config_of: ConfigOf, dataset: Dataset, copied: Path, part: str

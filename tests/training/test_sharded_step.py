@@ -137,6 +137,7 @@ def check_equal(
         assert metrics.overflow == 0
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "split", [pytest.param("replicated", marks=pytest.mark.slow), "row", "column"]
 )
@@ -147,6 +148,7 @@ def test_a_mesh_of_two_by_four_gives_what_one_device_gives(
     check_equal(run(CASES["tied"], dataset, 20, mesh), alone("tied", 20))
 
 
+@pytest.mark.grid(quick=2)
 @pytest.mark.parametrize(
     ("name", "data", "model", "split"),
     [
@@ -168,6 +170,7 @@ def test_every_way_to_split_gives_what_one_device_gives(
         check_equal(run(CASES[name], dataset, 3, mesh), alone(name, 3))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("users", "items"), [("row", "replicated"), ("column", "replicated"), ("replicated", "row")]
 )
@@ -222,6 +225,7 @@ def test_a_fair_share_leaves_room_for_chance(monkeypatch: pytest.MonkeyPatch) ->
     assert tables.fair_share(10, Layout()) == 10
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_on_many_devices_give_the_whole_on_one(
     dataset: Dataset, alone: Any
 ) -> None:
@@ -250,6 +254,7 @@ def test_devices_that_hold_the_same_bfloat16_table_keep_it_the_same(dataset: Dat
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_a_capacity_leaves_the_same_rows_at_rest_on_any_number_of_devices(dataset: Dataset) -> None:
     # 672 ids, more than the table has rows, of which few are distinct.
     objective = BCE(num_negatives=5, power=4.0)

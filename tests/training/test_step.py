@@ -120,6 +120,7 @@ def with_duplicates(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: jnp.concatenate([x[:4], x[:4]]), batch)
 
 
+@pytest.mark.grid(quick=4)
 @pytest.mark.parametrize(
     ("case", "optimizer"),
     [(case, "adagrad") for case in CASES] + [("factors_bpr", "sgd"), ("factors_bpr", "clipped")],
@@ -183,6 +184,7 @@ def test_overflow_counts_the_distinct_rows_beyond_capacity(dataset: Dataset) -> 
             chex.assert_trees_all_close(states, whole, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("data", "model", "objective"),
     [
@@ -278,6 +280,7 @@ def test_seeds_decide_the_parameters(dataset: Dataset) -> None:
     assert (first.params["items"]["table"][1:] != other.params["items"]["table"][1:]).all()
 
 
+@pytest.mark.grid(quick=2)
 @pytest.mark.parametrize("name", ["adam", "momentum"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_row_0_of_every_table_stays_0(whole: bool, name: str, dataset: Dataset) -> None:

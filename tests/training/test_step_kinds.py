@@ -70,6 +70,7 @@ def test_a_run_prints_how_each_table_is_updated(
     assert "step: touched rows" in said and "step: dense" in said
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("change", ["capacity", "host"])
 def test_going_on_with_another_kind_of_step_is_refused_where_it_matters(
     change: str, dataset: Dataset, tmp_path: Path
