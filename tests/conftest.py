@@ -93,8 +93,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _kept_compilations(compiled: Path) -> None:
     """Compiles a program once a session, however many functions and files make the same one.
 
-    Tests run many tiny programs once or twice, so the compiler does not optimise them, but for those
-    of benchmarks. `JAX_DISABLE_MOST_OPTIMIZATIONS` of scripts does the same.
+    Tests run many tiny programs once or twice, so the compiler does not optimise them, but for
+    those of benchmarks. `JAX_DISABLE_MOST_OPTIMIZATIONS` of scripts does the same.
     """
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_disable_most_optimizations", True)
