@@ -37,6 +37,7 @@ _STEPS = (
 # Why a test may be skipped in CI. Any other reason fails the run: what nobody sees is not tested.
 _MAY_SKIP = (
     "Spark needs Java",
+    "an optional extra",  # pyspark, where it could not be installed
     "../shared",
     "beside the checkout",
     "memory forgets, and says so",

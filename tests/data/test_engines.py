@@ -276,9 +276,10 @@ def test_too_little_memory_is_one_sentence(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
-def test_an_engine_that_is_absent_is_named_with_its_extra() -> None:
-    if importlib.util.find_spec("pyspark"):
-        pytest.skip("pyspark is installed")
+def test_an_engine_that_is_absent_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark", None)  # as if it was not installed
     with pytest.raises(UserError, match=r"pip install jaxrec\[spark\]"), open_engine("spark"):
         pass
 
