@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import importlib.util
 import resource
 import shutil
 import sys
