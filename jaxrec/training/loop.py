@@ -28,7 +28,7 @@ from jaxrec.training.known import save_rows, with_carried
 from jaxrec.training.logs import MetricsLog, Progress
 from jaxrec.training.prefetch import prefetch
 from jaxrec.training.processes import Stop, is_first, stop_on_sigterm, together
-from jaxrec.training.record import Record, read_record, write_record
+from jaxrec.training.record import Record, begin_record, read_record, write_record
 from jaxrec.training.segments import check_segments
 from jaxrec.training.state import Step, StepMetrics, TrainState, all_finite
 from jaxrec.training.step import make_step
@@ -158,6 +158,7 @@ class _Run:
             self.at = self._resume()
             if is_first():
                 configs.save(self.experiment.config, self.workdir / "config.json")
+                begin_record(self.workdir, self.at, self.record)
                 there = all(path_in_workdir(self.workdir, role).exists() for role in ROLES)
                 if not (self.at and there):
                     save_vocabularies(self.experiment.dataset, self.workdir)

@@ -60,6 +60,14 @@ def path_of(workdir: str | Path) -> Path:
     return Path(workdir) / "validated.json"
 
 
+def begin_record(workdir: Path, step: int, record: Record) -> None:
+    """Replaces what a run left that went further, or of which no checkpoint is there any more."""
+    if step:
+        write_record(workdir, record)
+    else:
+        path_of(workdir).unlink(missing_ok=True)
+
+
 def write_record(workdir: Path, record: Record) -> None:
     """Writes what the validation of a checkpoint found, whole."""
     text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"

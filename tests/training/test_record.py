@@ -215,3 +215,15 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(
 
     with pytest.raises(UserError, match="earlier version"):
         read_record(tmp_path, 10, {"course": {}})
+
+
+def test_a_run_that_begins_again_believes_no_validation_of_the_one_before(
+    config_of: ConfigOf, dataset: Dataset, trained: Path, tmp_path: Path
+) -> None:
+    stale = json.loads((trained / "validated.json").read_text())
+    assert stale["validated"] == 20
+    # The checkpoints were removed by hand; the same step comes again, of another run.
+    (tmp_path / "validated.json").write_text(json.dumps(stale | {"best_step": 10, "validated": 4}))
+    train(config_of(steps=4, evaluate_every=4), dataset, tmp_path, quiet=True)
+    assert json.loads((tmp_path / "validated.json").read_text())["best_step"] == 4
+    assert load_trained(tmp_path, dataset)[2] == 4
