@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -30,6 +31,8 @@ def run(main: Callable[[], None], *, verbosity: int = logging.FATAL) -> None:
     """
     signal.signal(signal.SIGTERM, _stop)
     sys.unraisablehook = _without_echoes
+    # When the disk is full, what Orbax had begun to write is dropped, and Python would tell of it.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     keep_freed_memory()
     app.run(lambda argv: sys.exit(_guard(main, argv, verbosity)))
 

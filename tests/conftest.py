@@ -32,6 +32,9 @@ _STEPS = (
     *("test_every_placement.py", "test_host.py", "test_lookups.py", "test_sharded_step.py"),
     *("test_step.py", "test_wrappers.py"),
 )
+# Benchmarks look at compiled programs; many devices and one sum in other orders, and further apart
+# in programs that are not optimised.
+_OPTIMISED = ("benchmarks", "distillation")
 
 
 # Why a test may be skipped in CI. Any other reason fails the run: what nobody sees is not tested.
@@ -106,7 +109,7 @@ def _kept_compilations(compiled: Path) -> None:
 def _switches(request: pytest.FixtureRequest) -> Iterator[None]:
     area = request.path.relative_to(Path(__file__).parent).parts[0]
     strict = area in _PURE or request.path.name in _STEPS
-    jax.config.update("jax_disable_most_optimizations", area != "benchmarks")
+    jax.config.update("jax_disable_most_optimizations", area not in _OPTIMISED)
     with jax.numpy_dtype_promotion("strict") if strict else contextlib.nullcontext():
         yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -230,6 +230,7 @@ def test_first_order_estimates_are_what_the_loss_does(experiment: Experiment) ->
             np.testing.assert_allclose(scores[name][unit], slope, rtol=0.05, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_rounds_train_from_what_is_left_and_end_where_they_should(
     experiment: Experiment, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def asked(model: Any, dataset: Dataset, count: int) -> tuple[dict[str, np.ndarra
     return {"history": requests.padded_history(MAX_LEN, rows)}, requests
 
 
+@pytest.mark.grid(quick=4)
 def test_lists_are_those_of_the_recommender(model: Any, dataset: Dataset) -> None:
     shown, requests = asked(model, dataset, 9)
     seen = requests.padded_seen(np.arange(9), int(requests.history_lengths.max()))
@@ -46,6 +47,7 @@ def test_lists_are_those_of_the_recommender(model: Any, dataset: Dataset) -> Non
         np.testing.assert_allclose(scores, expected_scores[:9], rtol=1e-6 if exact else 1e-2)
 
 
+@pytest.mark.grid(quick=4)
 def test_scores_are_products_and_neighbours_have_the_largest_cosines(
     model: Any, dataset: Dataset
 ) -> None:

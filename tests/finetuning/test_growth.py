@@ -110,6 +110,7 @@ def state_of(source: Path) -> Any:
         return checkpoints.restore(step, like)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["tied", "untied", "pairs"])
 def test_slots_stand_beside_their_rows(
     name: str, grown: Any, source_of: Any, config_of: Any, born: Any

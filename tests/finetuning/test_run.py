@@ -49,6 +49,7 @@ def parameters(workdir: Path, data: Dataset, step: int | None = None) -> Any:
     return jax.device_get(load_trained(workdir, data, step=step)[1])
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_before_and_after_its_first_checkpoint_ends_as_one_that_was_not(
     source_of: Any,
     config_of: Any,
@@ -209,6 +210,7 @@ def days(tmp_path: Path) -> tuple[Path, list[Path]]:
     return tmp_path / "data", files
 
 
+@pytest.mark.slow
 def test_replay_trains_on_what_was_appended(
     days: tuple[Path, list[Path]], config_of: Any, tmp_path: Path
 ) -> None:

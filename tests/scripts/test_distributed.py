@@ -77,6 +77,7 @@ def saved(workdir: Path) -> bool:
     return steps.is_dir() and any(entry.name.isdigit() for entry in steps.iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_end_as_one_process_does(
     pair: Pair, scripts: Any, tmp_path: Path
 ) -> None:

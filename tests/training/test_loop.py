@@ -119,6 +119,7 @@ class _Course:
         )
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("name", "metric", "values"),
     [

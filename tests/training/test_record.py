@@ -79,6 +79,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("at", [10, 20])
 def test_a_run_that_is_killed_in_a_validation_has_saved_and_goes_on_as_if_it_was_not(
     config_of: ConfigOf,
