@@ -258,24 +258,24 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 UNTIED = dataclasses.replace(STUDENT, tied=False)
 WIDE, DEEP = (MeshConfig(data=n, model=8 // n, tables="row") for n in (2, 1))
+# With some seeds the norm of a row of 4 is close to 0 and makes rounding of 1e-7 one of 1e-5.
 CASES = [
-    ("full", PACKED, STUDENT, WIDE),
-    pytest.param("full", LAST, UNTIED, DEEP, marks=pytest.mark.slow),
-    ("sampled", PACKED, STUDENT, WIDE),
-    pytest.param("own", LAST, STUDENT, DEEP, marks=pytest.mark.slow),
-    ("all", PACKED, UNTIED, DEEP),
+    ("full", PACKED, STUDENT, WIDE, 1),
+    pytest.param("full", LAST, UNTIED, DEEP, 0, marks=pytest.mark.slow),
+    ("sampled", PACKED, STUDENT, WIDE, 0),
+    pytest.param("own", LAST, STUDENT, DEEP, 0, marks=pytest.mark.slow),
+    ("all", PACKED, UNTIED, DEEP, 0),
 ]
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize(("name", "data", "model", "mesh"), CASES)
+@pytest.mark.parametrize(("name", "data", "model", "mesh", "seed"), CASES)
 def test_eight_devices_give_what_one_gives(
-    name: str, data: Any, model: Any, mesh: MeshConfig, dataset: Dataset, teacher: Path
+    name: str, data: Any, model: Any, mesh: MeshConfig, seed: int, dataset: Dataset, teacher: Path
 ) -> None:
     options: dict[str, Any] = {"teacher": str(teacher), "top_k": 4} | OBJECTIVES[name]
     objective = Distillation(**options)
-    # With seed 0 a row's norm is close to 0 and makes rounding of 1e-7 one of 1e-5.
-    parts: dict[str, Any] = {"data": data, "model": model, "seed": 1}
+    parts: dict[str, Any] = {"data": data, "model": model, "seed": seed}
     alone, losses = run(dataset, objective, **parts)
     together, others = run(dataset, objective, mesh=mesh, **parts)
     chex.assert_trees_all_close(together.params, alone.params, rtol=1e-5, atol=1e-5)
