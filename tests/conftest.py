@@ -105,7 +105,7 @@ def _kept_compilations(compiled: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _switches(request: pytest.FixtureRequest) -> Iterator[None]:
     area = request.path.relative_to(Path(__file__).parent).parts[0]
     strict = area in _PURE or request.path.name in _STEPS
