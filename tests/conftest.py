@@ -40,7 +40,7 @@ _OPTIMISED = ("benchmarks", "distillation")
 # Why a test may be skipped in CI. Any other reason fails the run: what nobody sees is not tested.
 _MAY_SKIP = (
     "Spark needs Java",
-    "an optional extra",  # pyspark, where it could not be installed
+    "an optional extra",  # pyspark, which `make spark` and nightly install
     "../shared",
     "beside the checkout",
     "memory forgets, and says so",
