@@ -86,12 +86,14 @@ def blind_spots(
       recommended: (U, K) item indices, 0 where there is none.
       known_items: (num_items + 1,) bool, the items that may be in lists; None means all.
     """
+    # A model may know items that this training has no event of: by content, or from an earlier run.
+    known = dataset.item_counts > 0 if known_items is None else known_items
     return BlindSpots(
         num_users=len(requests),
         without_history=requests.without_history,
         num_targets=len(requests.target_items),
         masked_targets=_seen_targets(requests) if mask_seen else 0,
-        cold_targets=int((dataset.item_counts[requests.target_items] == 0).sum()),
+        cold_targets=int((~known[requests.target_items]).sum()),
         left_out_items=known_items is not None,
         unknown_users=int((recommended == 0).all(axis=1).sum()),
         later_histories=requests.later_histories,
